@@ -23,7 +23,7 @@ import jinja2.meta
 import jinja2.sandbox
 import yaml
 
-from src.errors import InputError, did_you_mean
+from src.errors import InputError, did_you_mean, run_as_script
 from src.metrics import METRICS
 
 # The fixed families of tasks; a task file names its own by index (`group: 2`).
@@ -131,7 +131,7 @@ class Template:
     def is_labelled(self, row: Mapping[str, Any]) -> bool:
         """Whether the row has a gold label: the hub marks missing ones with null, or with -1."""
         values = [row.get(name) for name in self.target_variables]
-        return not any(value is None or isinstance(value, (int, float)) and value < 0 for value in values)
+        return not any(value is None or (isinstance(value, (int, float)) and value < 0) for value in values)
 
     def render(self, row: Mapping[str, Any]) -> Rendered:
         """Render one row.
@@ -172,6 +172,10 @@ class Source:
     path: str
     config: str | None = None
     revision: str | None = None
+
+    @property
+    def label(self) -> str:
+        return self.path + (f" ({self.config})" if self.config else "")
 
 
 @dataclass(frozen=True)
@@ -411,7 +415,8 @@ class _PromptsourceLoader(yaml.SafeLoader):
     """Reads promptsource's `!Template` and `!TemplateMetadata` as plain mappings."""
 
 
-_PromptsourceLoader.add_multi_constructor("!Template", lambda loader, _, node: loader.construct_mapping(node, deep=True))
+_PromptsourceLoader.add_multi_constructor(
+    "!Template", lambda loader, _, node: loader.construct_mapping(node, deep=True))
 
 
 def _load_promptsource(task: str, path: Path) -> list[Template]:
@@ -486,4 +491,4 @@ def _load_natural_instructions(path: Path) -> Task:
 if __name__ == "__main__":
     from src.catalogue import main
 
-    raise SystemExit(main())
+    run_as_script(main)
