@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from src.errors import InputError, warn
 from src.metrics import metric_names
-from src.tasks import SPLITS, Task, Template
+from src.tasks import SPLITS, EmptyRow, Rendered, Task, Template
 
 if TYPE_CHECKING:
     import datasets
 
+BATCH = 1000  # rows rendered and tokenised at once
 FORMAT = 1  # counted up when what is stored changes, so that older files are not taken for new ones
 SUFFIXES = ("jsonl", "csv", "parquet")
 VALIDATION_SHARE = 0.2  # of the training rows at most, where validation is cut from them
@@ -108,8 +109,10 @@ def _find_on_hub(task: Task, split: str, data_dir: str | Path, cache_dir: str | 
     failures = []
     for source in task.sources:
         try:
-            rows = datasets.load_dataset(source.path, source.config, split=task.splits[split],
-                                         revision=source.revision, cache_dir=str(Path(cache_dir) / "hub"))
+            # On the hub's branch of converted files a configuration is a folder.
+            config = "data_dir" if source.revision == "refs/convert/parquet" else "name"
+            rows = datasets.load_dataset(source.path, split=task.splits[split], revision=source.revision,
+                                         cache_dir=str(Path(cache_dir) / "hub"), **{config: source.config})
         except Exception as error:  # whatever goes wrong at one source, the next one is tried
             failures.append(f"  {source.label}: {str(error).strip().partition(chr(10))[0] or type(error).__name__}")
             continue
@@ -198,7 +201,7 @@ class Prepared:
     """The selected rows of a task under one template, tokenised.
 
     `dataset` has the columns input_ids, labels and references (accepted answers); `counts` has rows, input_tokens,
-    target_tokens, cut_inputs, cut_targets (rows longer than allowed) and longest_target (tokens).
+    target_tokens, cut_inputs, cut_targets (rows longer than allowed), longest_target (tokens), empty_rows (left out).
     """
 
     template: Template
@@ -276,8 +279,10 @@ class Preparer:
         temporary = data.with_suffix(f".{os.getpid()}")
         try:
             with ArrowWriter(path=str(temporary), features=features) as writer:
-                for start in range(0, len(rows), 1000):
-                    rendered = [_render(template, number, row, selection) for number, row in rows[start:start + 1000]]
+                for start in range(0, len(rows), BATCH):
+                    rendered = render_rows(selection, template, rows[start:start + BATCH])
+                    if not rendered:
+                        continue
                     inputs = self._tokenise([r.input for r in rendered])
                     labels = self._tokenise([r.target for r in rendered], target=True)
                     inputs, cut_inputs = _cut(inputs, self.max_source_length, self.tokenizer.all_special_ids)
@@ -290,6 +295,10 @@ class Preparer:
                     counts["longest_target"] = max(counts["longest_target"], *map(len, labels))
                     writer.write_batch({"input_ids": inputs, "labels": labels,
                                         "references": [list(r.references) for r in rendered]})
+                if not counts["rows"]:
+                    raise InputError(f"{selection.rows.source}: all {len(rows)} {selection.role} rows are without text "
+                                     f"under template {template.index} of task '{selection.task.name}'")
+                counts["empty_rows"] = len(rows) - counts["rows"]
                 writer.finalize()
             temporary.replace(data)
             temporary.write_text(json.dumps(counts), encoding="utf-8")
@@ -301,11 +310,21 @@ class Preparer:
         return self.tokenizer(**{"text_target" if target else "text": texts}, verbose=False)["input_ids"]
 
 
-def _render(template: Template, number: int, row: dict[str, Any], selection: Selection):
-    try:
-        return template.render(row)
-    except InputError as error:
-        raise InputError(f"{selection.rows.source}, row {number}: {error}") from error
+def render_rows(selection: Selection, template: Template, rows: Sequence[tuple[int, dict]]) -> list[Rendered]:
+    """Render numbered rows; those without text are left out.
+
+    Raises:
+        InputError: a row lacks a field or a label; names source, row, task and field.
+    """
+    rendered = []
+    for number, row in rows:
+        try:
+            rendered.append(template.render(row))
+        except EmptyRow:
+            continue
+        except InputError as error:
+            raise InputError(f"{selection.rows.source}, row {number}: {error}") from error
+    return rendered
 
 
 def _cut(sequences: list[list[int]], longest: int, special: list[int]) -> tuple[list[list[int]], int]:

@@ -142,11 +142,13 @@ def _report_data(data: Data) -> None:
     for role, by_item in data.items():
         for item, entries in by_item.items():
             total = {name: sum(entry.counts[name] for entry in entries) for name in entries[0].counts}
-            cut = [f"{total[name]} {what} cut" for name, what in (("cut_inputs", "inputs"), ("cut_targets", "targets"))
-                   if total[name]]
+            notes = [f"{total[name]} {what}" for name, what in (
+                ("cut_inputs", "inputs cut to --max_source_length"),
+                ("cut_targets", "targets cut to --max_target_length"),
+                ("empty_rows", "rows without text left out")) if total[name]]
             log.info("%-10s %-24s %7d rows  %9d input tokens  %8d target tokens  from %s%s", role, item, total["rows"],
                      total["input_tokens"], total["target_tokens"], entries[0].source,
-                     f"  ({', '.join(cut)} to the longest allowed)" if cut else "")
+                     f"  ({', '.join(notes)})" if notes else "")
 
 
 # ---- one run -------------------------------------------------------------------------------------------------------

@@ -68,6 +68,10 @@ def _variables(source: str, expression: bool = False) -> frozenset[str]:
     return frozenset(jinja2.meta.find_undeclared_variables(tree)) - {"answer_choices"} - set(_JINJA.globals)
 
 
+class EmptyRow(InputError):
+    """A row without text: the hub's data sets hold a few. It is left out and counted."""
+
+
 @dataclass(frozen=True)
 class Rendered:
     """One row under one template: what the model reads, what it should write, every accepted answer."""
@@ -136,17 +140,20 @@ class Template:
     def render(self, row: Mapping[str, Any]) -> Rendered:
         """Render one row.
 
-        Raises InputError where a column is missing or null, the row has no label, or input or target is empty.
+        Raises:
+            InputError: a column is missing, the row has no gold label, or the template cannot be applied to it.
+            EmptyRow: a column is null, or what is rendered is empty.
         """
-        for name in sorted(self.variables):
-            if row.get(name) is None:
-                state = "is null" if name in row else f"is missing (columns found: {', '.join(sorted(row))})"
-                raise InputError(f"task '{self.task}', template {self.index} ({self.name}): field '{name}' {state}")
+        where = f"task '{self.task}', template {self.index} ({self.name})"
+        missing = sorted(self.variables - row.keys())
+        if missing:
+            raise InputError(f"{where}: field '{missing[0]}' is missing (fields found: {', '.join(sorted(row))})")
         if not self.is_labelled(row):
-            raise InputError(
-                f"task '{self.task}', template {self.index} ({self.name}): the row has no gold label "
-                f"({', '.join(f'{name} = {row[name]!r}' for name in sorted(self.target_variables))})"
-            )
+            labels = ", ".join(f"{name} = {row[name]!r}" for name in sorted(self.target_variables))
+            raise InputError(f"{where}: the row has no gold label ({labels})")
+        for name in sorted(self.variables):
+            if row[name] is None:
+                raise EmptyRow(f"{where}: field '{name}' is null")
         try:
             choices = self.answer_choices
             if isinstance(choices, str):
@@ -158,10 +165,10 @@ class Template:
             # dict.fromkeys: data sets repeat an answer once for each annotator
             references = tuple(dict.fromkeys(str(text).strip() for text in references))
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
-            raise InputError(f"task '{self.task}', template {self.index} ({self.name}): {error}") from error
+            raise InputError(f"{where}: {error}") from error
         if not source or not target or not all(references) or not references:
             empty = "input" if not source else "target" if not target else "an accepted answer"
-            raise InputError(f"task '{self.task}', template {self.index} ({self.name}): {empty} is empty")
+            raise EmptyRow(f"{where}: {empty} is empty")
         return Rendered(source, target, references)
 
 
@@ -258,7 +265,7 @@ def load_task(name: str, task_dir: str | Path) -> Task:
     if name not in task_names(task_dir):
         raise InputError(f"unknown task '{name}' in {task_dir}: {did_you_mean(name, task_names(task_dir))}")
     path = Path(task_dir) / f"{name}.yaml"
-    return _load_yaml(path) if path.exists() else _load_natural_instructions(path.with_suffix(".json"))
+    return _load_yaml(path) if path.exists() else _load_natural_instructions(Path(task_dir) / f"{name}.json")
 
 
 # ---- YAML ----------------------------------------------------------------------------------------------------------
