@@ -7,10 +7,8 @@ from typing import Literal
 
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
+from src import DEFAULT_CACHE_DIR, DEFAULT_DATA_DIR, DEFAULT_TASK_DIR
 from src.errors import InputError, did_you_mean, warn
-
-DEFAULT_TASK_DIR = "data/tasks"
-DEFAULT_DATA_DIR = "data/splits/default"
 
 
 def flag(default, help: str):
@@ -56,7 +54,7 @@ class DataArguments:
     task_dir: str = flag(DEFAULT_TASK_DIR, "Folder of the task files (YAML, or Natural Instructions JSON).")
     data_dir: str = flag(DEFAULT_DATA_DIR, "Folder of local rows: <task>/train.jsonl|csv|parquet and so on; used where "
                          "present, otherwise the rows come from the hub.")
-    cache_dir: str = flag("./cache/", "Folder for tokenised data and downloads.")
+    cache_dir: str = flag(DEFAULT_CACHE_DIR, "Folder for tokenised data and downloads.")
     overwrite_cache: bool = flag(False, "Render and tokenise again instead of using the cache.")
     max_source_length: int = flag(512, "Longer inputs are cut to this many tokens.")
     max_target_length: int = flag(128, "Longer targets are cut to this many tokens.")
