@@ -147,7 +147,8 @@ def _set_offline_where_out_of_reach() -> None:
 
     try:
         huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
-    except Exception:  # whatever the hub's HTTP library raises
+    except Exception as error:  # whatever the hub's HTTP library raises
+        warn(f"the hub is out of reach, only what is cached will be found ({type(error).__name__}: {error})")
         huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 

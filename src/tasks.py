@@ -467,6 +467,8 @@ def _promptsource_template(task: str, index: int, entry: dict, path: Path) -> Te
         source, target = (whole + "{{ whole.partition('\x1e')[" + part + "] }}" for part in "02")
     if choices and "{" not in choices:
         choices = tuple(choice.strip() for choice in choices.split("|||"))
+    elif choices and "|||" not in choices:
+        raise InputError(f"{path}: template '{entry['name']}' has no '|||' between its answer_choices")
     try:
         for text in (source, target, choices):
             _compile(text) if isinstance(text, str) else None

@@ -239,6 +239,7 @@ def test_promptsource(tmp_path):
 
     for broken, message in ((PROMPTSOURCE.replace(" So {{ hypothesis }}? |||", ""), r"'a fixed one' has no '\|\|\|'"),
                             (PROMPTSOURCE.replace("{{ end }}", "{{ end"), "'set in the input' does not parse"),
+                            (PROMPTSOURCE.replace("'{{ premise }} |||", "'{{ premise }} and"), "between its answer_ch"),
                             (PROMPTSOURCE.replace("templates:", "prompts:"), "not a promptsource file: KeyError"),
                             (PROMPTSOURCE.replace("dataset: toy", "dataset: [toy"), "not a promptsource file.* line ")):
         path.write_text(broken)
