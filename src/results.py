@@ -164,8 +164,9 @@ def _summary(rows: Iterable[Mapping[str, str]], split: str) -> str:
 
 
 def natural_order(text: str) -> list:
-    """Sort key under which rte_2 comes before rte_10."""
-    return [int(piece) if piece.isdecimal() else piece for piece in re.split(r"(\d+)", text)]
+    """Sort key under which rte_-1 comes before rte_0, and rte_2 before rte_10."""
+    pieces = re.split(r"((?<=_)-\d+|\d+)", text)  # every other piece is a number
+    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -31,8 +31,9 @@ def imported(tree: ast.AST, inside_functions: bool) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute: from src.tasks import ..."
-            # `from src import metrics` imports the module src.metrics.
-            yield from ([f"src.{alias.name}" for alias in node.names] if node.module == "src" else [node.module])
+            # `from src import metrics` imports the module src.metrics; other names are constants of the package.
+            yield from ([f"src.{alias.name}" for alias in node.names if alias.name in MODULES]
+                        if node.module == "src" else [node.module])
         else:
             yield from imported(node, inside_functions)
 
@@ -76,7 +77,7 @@ import a
 if TYPE_CHECKING:
     import b
 try:
-    from src import c
+    from src import metrics
 except ImportError:
     pass
 class D:
@@ -85,6 +86,6 @@ class D:
 if __name__ == "__main__":
     import h
 """
-    assert list(imported(ast.parse(source), True)) == ["a", "src.c", "src.f"]
-    assert list(imported(ast.parse(source), False)) == ["a", "src.c"]
+    assert list(imported(ast.parse(source), True)) == ["a", "src.metrics", "src.f"]
+    assert list(imported(ast.parse(source), False)) == ["a", "src.metrics"]
     assert {"src.tasks", "src.errors"} <= set(imports("data"))

@@ -132,7 +132,7 @@ def test_names_that_are_allowed():
 
 def test_natural_order():
     assert sorted(["rte_10", "rte_2", "b", "rte_-1", "²", "10"], key=natural_order) \
-        == ["10", "b", "rte_2", "rte_10", "rte_-1", "²"]
+        == ["10", "b", "rte_-1", "rte_2", "rte_10", "²"]
 
 
 def test_folders_that_cannot_be_written(tmp_path, results):

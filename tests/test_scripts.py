@@ -80,7 +80,8 @@ def test_all_tasks_in_one_training(scratch):
     names = sorted(path.name for path in (ROOT / "tests/rows").iterdir())
     assert len(names) == 29
     flags = [*DEMO, *shlex.split("--max_steps 30 --eval_steps 30 --save_steps 30 --generation_max_length 8"),
-             *shlex.split("--max_source_length 64 --per_device_train_batch_size 8 --save_name all --task_names"), *names]
+             *shlex.split("--max_source_length 64 --per_device_train_batch_size 8 --save_name all"),
+             "--task_names", *names]
     assert scratch.run("train_multitask.py", *flags) == 0
     table = pandas.read_csv("results/all/all_valid.csv").set_index("Task")
     assert sorted(table.index) == names
