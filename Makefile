@@ -17,7 +17,7 @@ BIN := .venv/bin
 
 demo: .venv/installed
 	@echo "== fine-tuning tiny-t5 on demo_a1 under three instructions; results in results/demo/"
-	$(BIN)/python train_multi_instruction.py --do_train --do_eval --predict_with_generate \
+	OMP_NUM_THREADS=1 $(BIN)/python train_multi_instruction.py --do_train --do_eval --predict_with_generate \
 	    --model_name_or_path data/models/tiny-t5 --task_name demo_a1 --template_idx 0 1 2 --max_steps 200 \
 	    --eval_strategy steps --eval_steps 50 --save_strategy steps --save_steps 50 \
 	    --per_device_train_batch_size 32 --learning_rate 5e-3 --lr_scheduler_type constant \
@@ -26,7 +26,7 @@ demo: .venv/installed
 
 test: lint
 	@echo "== all tests"
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-fast: .venv/installed-dev
 	@echo "== the tests that take less than a minute together"

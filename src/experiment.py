@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import csv
 import dataclasses
 import gc
 import hashlib
@@ -366,12 +367,27 @@ def _log_file(path: Path, args: TrainingArguments) -> Iterator[None]:
 
 
 def _print_results(results: Results, run: _Run) -> None:
-    """Print the lines of the CSV files that this experiment is in, and where they are."""
+    """Print this experiment's lines of the CSV files as a table, and where the files are."""
     if run.args.process_index != 0:
         return
+    from rich.console import Console
+    from rich.table import Table
+
     for split in ROLES.values():
         path = results.summary_csv(split)
-        if path.exists():
-            header, *lines = path.read_text(encoding="utf-8").splitlines()
-            print(f"\n{path}", header, *(line for line in lines if line.endswith(f",{run.config_hash}")), sep="\n")
+        if not path.exists():
+            continue
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["config_hash"] == run.config_hash]
+        metrics = [name for name in (rows[0] if rows else {}) if name.startswith("eval_")
+                   and not name.endswith("_std") and any(row[name] for row in rows)]
+        table = Table("Task", *metrics, box=None, pad_edge=False)
+        for row in rows:
+            cells = (f"{float(row[m]):.4f}" + (f" ± {float(row[m + '_std']):.4f}" if row[m + "_std"] else "")
+                     if row[m] else "" for m in metrics)
+            table.add_row(row["Task"], *cells)
+        print(f"\n{split}, mean over {rows[0]['runs'] if rows else 0} run(s), trained on: {run.trained_on}")
+        console = Console()
+        Console(width=None if console.is_terminal else 200).print(table)
+        print(path)
     print(f"\nall runs: {results.runs_csv}\nrecords and logs: {results.folder / 'runs'}/")
