@@ -42,6 +42,7 @@ PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate
 NO_EFFECT = {"output_dir", "overwrite_output_dir", "run_name", "seed", "do_train", "do_eval", "disable_tqdm",
              "save_steps", "save_strategy", "save_total_limit", "save_only_model", "per_device_eval_batch_size",
              "report_to", "resume_from_checkpoint", "local_rank", "dataloader_num_workers", "dataloader_pin_memory"}
+NOT_A_SETTING = {"task_name", "task_names", "template_idx", "task_dir", "data_dir", "cache_dir", "overwrite_cache"}
 NO_EFFECT_PREFIXES = ("logging_", "log_", "hub_", "push_to_hub", "ddp_", "trackio_", "dataloader_")
 
 
@@ -163,8 +164,10 @@ class _Run:
         self.data_args, self.model_args, self.args = data_args, model_args, args
         names = sorted((item.name for item in items), key=natural_order)
         self.trained_on = " ".join(names) if args.do_train else "none"
-        self.config_hash = _config_hash(items, data_args, model_args, args, selections)
-        name = args.run_name or f"{results.save_name[:MAX_NAME // 2]}-{self.config_hash}"
+        self.config_hash = _config_hash(data_args, model_args, args)
+        data = [[item.name, *(template.hash for template in item.templates)] for item in items]
+        data += [[selection.task.name, selection.role, selection.rows.fingerprint] for selection in selections]
+        name = args.run_name or f"{results.save_name[:MAX_NAME // 2]}-{_hash([self.config_hash, data])}"
         check_name("--run_name", name)
         self.run_id = f"{name}-s{args.seed}"
         args.output_dir = str(Path(args.output_dir) / self.run_id)
@@ -300,18 +303,13 @@ def _check_writable(flag: str, folder: str) -> None:
         raise InputError(f"{flag} {folder}: {place} is not a folder that may be written")
 
 
-def _config_hash(items, data_args, model_args, args, selections: Sequence[Selection]) -> str:
-    """Hash over everything, the seed aside, that changes what a run gives."""
+def _config_hash(data_args, model_args, args) -> str:
+    """Hash over all settings that change what a run gives: not the seed, nor the items and their rows."""
     defaults = {field.name: field.default for field in dataclasses.fields(args)}
     training = {name: value for name, value in args.to_dict().items()
                 if name not in NO_EFFECT and not name.startswith(NO_EFFECT_PREFIXES) and value != defaults.get(name)}
-    return _hash([
-        {item.name: [template.hash for template in item.templates] for item in items},
-        [selection.rows.fingerprint for selection in selections],
-        {name: value for name, value in dataclasses.asdict(data_args).items()
-         if name not in ("data_dir", "task_dir", "cache_dir", "overwrite_cache", "template_idx")},
-        dataclasses.asdict(model_args), training, args.do_train,
-    ])
+    data = {name: value for name, value in dataclasses.asdict(data_args).items() if name not in NOT_A_SETTING}
+    return _hash([data, dataclasses.asdict(model_args), training, args.do_train])
 
 
 def _hash(value) -> str:
@@ -378,7 +376,8 @@ def _print_results(results: Results, run: _Run) -> None:
         if not path.exists():
             continue
         with path.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["config_hash"] == run.config_hash]
+            rows = [row for row in csv.DictReader(file)
+                    if (row["config_hash"], row["Trained on"]) == (run.config_hash, run.trained_on)]
         metrics = [name for name in (rows[0] if rows else {}) if name.startswith("eval_")
                    and not name.endswith("_std") and any(row[name] for row in rows)]
         table = Table("Task", *metrics, box=None, pad_edge=False)

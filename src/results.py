@@ -138,13 +138,14 @@ class Results:
 def _summary(rows: Iterable[Mapping[str, str]], split: str) -> str:
     """Means and standard deviations over runs, as CSV text; empty where `split` has no completed rows.
 
-    Runs of different settings under one name stay in rows of their own (`config_hash`). The standard deviation is
+    Runs of different settings or templates under one name stay in rows of their own. The standard deviation is
     that of a sample (n - 1), and empty for a single run and where a run gave NaN or infinity.
     """
     values = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["split"] == split and row["status"] == "completed":
-            values[row["item"], row["trained_on"], row["config_hash"]][row["metric"]].append(float(row["value"]))
+            key = row["item"], row["trained_on"], row["config_hash"], row["template_hash"]
+            values[key][row["metric"]].append(float(row["value"]))
     if not values:
         return ""
     metrics = sorted({metric for group in values.values() for metric in group})
@@ -152,8 +153,8 @@ def _summary(rows: Iterable[Mapping[str, str]], split: str) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["Task", "Trained on", *(f"eval_{m}{suffix}" for m in metrics for suffix in ("", "_std")),
                      "runs", "config_hash"])
-    for (item, trained_on, config_hash), group in sorted(values.items(), key=lambda entry: (
-            natural_order(entry[0][1]), natural_order(entry[0][0]), entry[0][2])):
+    for (item, trained_on, config_hash, _), group in sorted(values.items(), key=lambda entry: (
+            natural_order(entry[0][1]), natural_order(entry[0][0]), entry[0][2:])):
         numbers = []
         for metric in metrics:
             seen = group.get(metric, [])
