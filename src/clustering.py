@@ -388,7 +388,7 @@ def permutation_test(T: np.ndarray, permutations: int, rng: np.random.Generator)
         return out
 
     observed = statistic(Z)
-    return (1 + sum(statistic(shuffled()) >= observed for _ in range(permutations))) / (1 + permutations)
+    return (1 + sum(bool(statistic(shuffled()) >= observed) for _ in range(permutations))) / (1 + permutations)
 
 
 def together(resampled: np.ndarray, k: int) -> np.ndarray:
