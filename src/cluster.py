@@ -55,8 +55,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--report", action="store_true", help="do not cluster: compare each item trained alone, with all, and in its "
         "cluster of <clusters_dir>/<name>.txt")
     args = parser.parse_args(arguments)
-    if args.num_clusters != "auto" and not args.num_clusters.isdecimal():
-        raise InputError(f"--num_clusters {args.num_clusters}: must be a number or auto")
+    if args.num_clusters != "auto" and not (args.num_clusters.isdecimal() and int(args.num_clusters) > 0):
+        raise InputError(f"--num_clusters {args.num_clusters}: must be a number from 1 on, or auto")
     for flag in ("bootstrap", "permutations"):
         if getattr(args, flag) < 1:
             raise InputError(f"--{flag} {getattr(args, flag)}: must be at least 1")
@@ -138,12 +138,14 @@ def old_labels(items: tuple[str, ...], path: str | None) -> np.ndarray:
 
 def choose(S: np.ndarray, old: np.ndarray, args: argparse.Namespace) -> tuple[np.ndarray, list[dict], dict]:
     """The labels (n,), the curve over the number of clusters, and the certificate."""
-    n = len(S)
-    tried = clustering.extend(S, old, limit=max(clustering.AUTO_LIMIT, int(old.max()) + 1))
+    n, wanted = len(S), 0 if args.num_clusters == "auto" else int(args.num_clusters)
+    if not args.extend and wanted > n:
+        raise InputError(f"--num_clusters {wanted}: there are only {n} items")
+    tried = clustering.extend(S, old, limit=max(clustering.AUTO_LIMIT, int(old.max()) + 1, wanted))
     curve = [{"k": k, "density": clustering.density(S, labels), "within": clustering.within_sum(S, labels),
               "penalised": clustering.penalised_density(S, labels)} for k, labels in sorted(tried.items())]
     eligible = [row for row in curve if 2 <= row["k"] < max(n, 3)] or curve
-    k = max(eligible, key=lambda row: row["penalised"])["k"] if args.num_clusters == "auto" else int(args.num_clusters)
+    k = wanted or max(eligible, key=lambda row: row["penalised"])["k"]
     if args.extend:
         if k not in tried:
             raise InputError(f"--num_clusters {k}: the old clusters and new items allow {min(tried)} to {max(tried)}")
@@ -155,6 +157,11 @@ def choose(S: np.ndarray, old: np.ndarray, args: argparse.Namespace) -> tuple[np
     # a relative gap means something where the bound is positive; on matrices without structure it may not be
     gap = max(0.0, 1 - value / relaxation.bound) if relaxation.bound > 0 else None
     certificate = {"density": value, "bound": relaxation.bound, "gap": gap, "iterations": relaxation.iterations}
+    if not wanted:  # the relaxation without k, at the penalty of these clusters
+        penalty = clustering.penalty(S, labels)
+        free = clustering.solve_sdp(S, penalty=penalty)
+        certificate |= {"penalty": penalty, "penalised": value - penalty * k, "penalised_bound": free.bound,
+                        "trace": float(np.trace(free.X))}
     return labels, curve, certificate
 
 
@@ -322,8 +329,10 @@ def show(args: argparse.Namespace, S: np.ndarray, labels: np.ndarray, record: di
         ranked = sorted((row for row in record["curve"] if row["k"] > 1), key=lambda row: -row["penalised"])
         others = [f"runner-up {row['k']} ({row['penalised']:.3f})" for row in ranked[1:2]]
         most = max(record["curve"], key=lambda row: row["within"])["k"]
-        console.print(f"number of clusters: {ranked[0]['k']} (penalised density {ranked[0]['penalised']:.3f}), "
-                      + ", ".join([*others, f"by the sum within clusters {most}"]), highlight=False)
+        console.print(f"number of clusters: {ranked[0]['k']} (penalised density {certificate['penalised']:.3f}; no "
+                      f"clustering into any number has more than {certificate['penalised_bound']:.3f}), "
+                      + ", ".join([*others, f"by the relaxation without k {certificate['trace']:.2f}",
+                                   f"by the sum within clusters {most}"]), highlight=False)
     if record["together"] is None:
         console.print("stability and intervals not measured: no score was repeated; train with --runs 2 or more",
                       highlight=False)

@@ -19,7 +19,7 @@ from src.errors import InputError, did_you_mean
 
 METHODS = ("sdp", "threshold", "spectral", "kmeans", "agglomerative", "exhaustive")
 EXHAUSTIVE_LIMIT = 10  # items; there are 115,975 partitions of 10
-PENALTY = 0.85  # of each cluster, in units of the noise's sigma sqrt(n): best of 0.75 .. 1 in tests/bench_clustering.py
+PENALTY = 0.85  # 0.75 .. 1 find the planted number about as often: tests/bench_clustering.py
 AUTO_LIMIT = 40  # clusters that `auto` tries at most
 RANDOM_STARTS, RANDOM_STARTS_LIMIT = 10, 50  # extra starts of the rounding, up to so many items
 
@@ -66,17 +66,22 @@ def within_sum(S: np.ndarray, labels: np.ndarray) -> float:
     return float((S * (labels[:, None] == labels)).sum())
 
 
-def penalised_density(S: np.ndarray, labels: np.ndarray) -> float:
-    """Density less what noise alone would add by splitting into so many clusters; the best number has most of it.
+def penalty(S: np.ndarray, labels: np.ndarray) -> float:
+    """What a cluster must add to the density to be more than noise: PENALTY sigma sqrt(n).
 
-    The penalty is PENALTY sigma sqrt(n) for each cluster: the top eigenvalues of symmetric noise of standard deviation
-    sigma grow as sigma sqrt(n), and each cluster more picks up about one of them. sigma is what these clusters leave
-    unexplained: the standard deviation of S around its mean inside and its mean across clusters.
+    The top eigenvalues of symmetric noise of standard deviation sigma grow as sigma sqrt(n), and each cluster more
+    picks up about one of them. sigma is what these clusters leave unexplained: the standard deviation of S around its
+    mean inside clusters and its mean across.
     """
     n = len(S)
     off, inside = ~np.eye(n, dtype=bool), (labels[:, None] == labels) & ~np.eye(n, dtype=bool)
     left = sum(((S[part] - S[part].mean()) ** 2).sum() for part in (inside, off & ~inside) if part.any())
-    return density(S, labels) - PENALTY * np.sqrt(left / max(off.sum(), 1) * n) * len(np.unique(labels))
+    return PENALTY * float(np.sqrt(left / max(off.sum(), 1) * n))
+
+
+def penalised_density(S: np.ndarray, labels: np.ndarray) -> float:
+    """Density less the penalty for each cluster: the number of clusters with most of it is the one to take."""
+    return density(S, labels) - penalty(S, labels) * len(np.unique(labels))
 
 
 def canonical(labels: np.ndarray) -> np.ndarray:

@@ -28,9 +28,9 @@ def heat_map(path: str | Path, T: np.ndarray, Z: np.ndarray, items: list[str], l
     inch = float(np.interp(n, [2, 12, 40, 100], [0.85, 0.55, 0.28, 0.17]))  # side of a cell
     size = inch * max(n, 6)
     # a cell of `inch` inches has room for a label of 62 `inch` points; more than 10 looks coarse
-    font = min(10.0, 62 * inch)
+    font, large = min(10.0, 62 * inch), 9 + 0.3 * inch * n
     margin = 0.4 + font / 72 * 0.62 * max(map(len, names))
-    figure = pyplot.figure(figsize=(margin + size + 1.3, margin + size + 0.6))
+    figure = pyplot.figure(figsize=(margin + size + 1.5, margin + size + 0.6))
     width, height = figure.get_size_inches()
     axes = figure.add_axes((margin / width, 1 - (0.55 + size) / height, size / width, size / height))
     limit = float(np.nanmax(np.abs(Z), initial=1e-9))
@@ -40,7 +40,7 @@ def heat_map(path: str | Path, T: np.ndarray, Z: np.ndarray, items: list[str], l
     axes.set_xticks(range(n), names, rotation=90, fontsize=font)
     axes.set_yticks(range(n), names, fontsize=font)
     axes.tick_params(length=2)
-    axes.set_title(f"How well the row's item does with the column's item ({n} items)", fontsize=10, loc="left")
+    axes.set_title(f"How well the row's item does with the column's item ({n} items)", fontsize=large, loc="left")
     start = 0
     for size_of_cluster in np.unique(labels, return_counts=True)[1]:
         axes.add_patch(pyplot.Rectangle((start - 0.5, start - 0.5), size_of_cluster, size_of_cluster, fill=False,
@@ -50,8 +50,10 @@ def heat_map(path: str | Path, T: np.ndarray, Z: np.ndarray, items: list[str], l
         for i, j in zip(*np.nonzero(~np.isnan(T)), strict=True):
             dark = abs(Z[i, j]) > 0.6 * limit
             axes.text(j, i, f"{T[i, j]:.3g}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    legend = figure.add_axes(((margin + size + 0.15) / width, 1 - (0.55 + size) / height, 0.18 / width, size / height))
-    figure.colorbar(image, cax=legend).set_label(f"{metric}, in standard deviations from the row's mean", fontsize=9)
+    tall = min(size, 8.0)
+    legend = figure.add_axes(((margin + size + 0.15) / width, 1 - (0.55 + tall) / height, 0.2 / width, tall / height))
+    figure.colorbar(image, cax=legend).set_label(f"{metric}, in standard deviations from the row's mean", fontsize=large)
+    legend.tick_params(labelsize=large)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -64,7 +66,7 @@ def number_of_clusters(path: str | Path, curve: list[dict], chosen: int) -> None
     pyplot = _pyplot()
     figure, panels = pyplot.subplots(1, 3, figsize=(10.5, 3.4), layout="constrained")
     titles = {"penalised": "density less the penalty for k\n(its top is the choice)",
-              "within": "sum within clusters\n(another rule)", "density": "density\n(always rises at first)"}
+              "within": "sum within clusters\n(another rule)", "density": "density\n(alone, it splits too much)"}
     k = [row["k"] for row in curve]
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
         values = [row[key] for row in curve]
