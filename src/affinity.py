@@ -220,9 +220,8 @@ class Affinity:
     @cached_property
     def se(self) -> np.ndarray:
         """Standard error of T (n, n): over subsets where there are several, else over the seeds of the only one."""
-        seen = ~np.isnan(self.scores)
-        centre = np.nanmean(np.where(seen, self.scores, np.nan), 0)  # so that the squares below do not cancel
-        values, members = np.where(seen, self.scores - centre, 0), self.members.astype(float)
+        seen, members = ~np.isnan(self.scores), self.members.astype(float)
+        values = np.where(seen, self.scores - np.nanmean(self.scores, 0), 0)  # centred: the squares must not cancel
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = values.T @ members / self.n
             over_subsets = np.maximum((values**2).T @ members / self.n - mean**2, 0) / (self.n - 1)
@@ -242,20 +241,20 @@ class Affinity:
         if not (self.se > 0).any():
             return None
         scale = np.sqrt((self.n + 1) / np.maximum(self.n - 1, 1))
-        noise = self.se * np.sqrt(self.n)  # standard deviation of one observation
-        row = np.array([np.nan if np.isnan(r).all() else np.sqrt(np.nanmean(r**2)) for r in noise])
-        spread = np.array([np.nanstd(r) for r in self.T])
+        variance, spread = self.se**2 * self.n, np.nanstd(self.T, axis=1)  # variance: of one observation
+        known = ~np.isnan(variance)
         with np.errstate(divide="ignore", invalid="ignore"):
-            row = np.where(np.isnan(row), np.nanmedian((row / spread)[np.isfinite(row / spread)]) * spread, row)
-        single = np.where(np.isnan(self.se), row[:, None], self.se)
-        out = []
-        for _ in range(count):
+            typical = np.sqrt(np.where(known, variance, 0).sum(1) / known.sum(1))
+            share = (typical / spread)[np.isfinite(typical / spread)]
+        typical = np.where(known.any(1), typical, (np.median(share) if share.size else 1) * spread)
+        single = np.where(np.isnan(self.se), typical[:, None], self.se)
+        out = np.empty((count, *self.T.shape))
+        for b in range(count):
             change = self.estimate(rng.exponential(size=len(self.scores))) - self.T
-            if self.ridge:  # every coefficient rests on many subsets: nothing to scale
-                out.append(self.T + change)
-            else:
-                out.append(self.T + np.where(self.n == 1, single * rng.normal(size=self.T.shape), change * scale))
-        return np.stack(out)
+            if not self.ridge:  # there, every coefficient rests on many subsets
+                change = np.where(self.n == 1, single * rng.normal(size=self.T.shape), change * scale)
+            out[b] = self.T + change
+        return out
 
     def missing(self) -> list[tuple[int, int]]:
         """Pairs i < j of which at least one direction was never observed."""

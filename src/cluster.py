@@ -238,12 +238,12 @@ def main(arguments: list[str] | None = None) -> None:
         return report(scores, args, clusters_file)
     found = affinity.build(scores, ridge=args.estimator == "ridge")
     old = old_labels(found.items, args.extend)
+    unseen = check_coverage(found, old, args)
     rng = np.random.default_rng(args.seed)
     resamples = found.resample(args.bootstrap, rng)
     wide, long = found.tables(resamples)
     wide.to_csv(folder / "affinity.csv")
     long.to_csv(folder / "affinity_long.csv", index=False)
-    unseen = check_coverage(found, old, args)
 
     S = clustering.symmetric(found.T)
     labels, curve, certificate = choose(S, old, args)

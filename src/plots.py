@@ -30,7 +30,7 @@ def heat_map(path: str | Path, T: np.ndarray, Z: np.ndarray, items: list[str], l
     # a cell of `inch` inches has room for a label of 62 `inch` points; more than 10 looks coarse
     font, large = min(10.0, 62 * inch), 9 + 0.3 * inch * n
     margin = 0.4 + font / 72 * 0.62 * max(map(len, names))
-    figure = pyplot.figure(figsize=(margin + size + 1.5, margin + size + 0.6))
+    figure = pyplot.figure(figsize=(margin + size + 1.5, margin + size + 0.6), dpi=150)
     width, height = figure.get_size_inches()
     axes = figure.add_axes((margin / width, 1 - (0.55 + size) / height, size / width, size / height))
     limit = float(np.nanmax(np.abs(Z), initial=1e-9))
@@ -52,9 +52,10 @@ def heat_map(path: str | Path, T: np.ndarray, Z: np.ndarray, items: list[str], l
             axes.text(j, i, f"{T[i, j]:.3g}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
     tall = min(size, 8.0)
     legend = figure.add_axes(((margin + size + 0.15) / width, 1 - (0.55 + tall) / height, 0.2 / width, tall / height))
-    figure.colorbar(image, cax=legend).set_label(f"{metric}, in standard deviations from the row's mean", fontsize=large)
+    figure.colorbar(image, cax=legend)
+    legend.set_ylabel(f"{metric}, in standard deviations from the row's mean", fontsize=large)
     legend.tick_params(labelsize=large)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path)
     pyplot.close(figure)
 
 

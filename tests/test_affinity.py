@@ -10,8 +10,8 @@ import pytest
 from src import affinity
 from src.errors import InputError
 
-COLUMNS = ("run_id,status,seed,item,template,template_hash,trained_on,split,model,metric,value,n_examples,steps,"
-           "seconds,commit,config_hash").split(",")
+COLUMNS = ["run_id", "status", "seed", "item", "template", "template_hash", "trained_on", "split", "model", "metric",
+           "value", "n_examples", "steps", "seconds", "commit", "config_hash"]
 
 
 def write_runs(folder: Path, rows: list[dict]) -> Path:
@@ -95,7 +95,7 @@ def test_a_loss_is_turned_round_and_an_items_main_metric_is_its_tasks(tmp_path):
 
 
 def test_an_unknown_task_asks_for_a_metric(tmp_path):
-    with pytest.raises(InputError, match="unknown task 'a'.*\n.*--metric"):
+    with pytest.raises(InputError, match=r"unknown task 'a'.*\n.*--metric"):
         matrix(write_runs(tmp_path / "x", THREE), None)
 
 
