@@ -29,22 +29,28 @@ def by_number(name: str) -> list:
 # ---- read ----------------------------------------------------------------------------------------------------------
 
 
+def results_file(folder: str | Path, split: str = "valid") -> Path:
+    """runs.csv of the sweep in `folder`, or else <save_name>_<split>.csv; raise InputError where there is neither."""
+    folder = Path(folder)
+    paths = [folder / "runs.csv", folder / f"{folder.name}_{split}.csv"]
+    found = [path for path in paths if path.exists()]
+    if not found:
+        near = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*/")])
+        raise InputError(f"--save_name {folder.name}: found neither {paths[0]} nor {paths[1].name}; {near}")
+    return found[0]
+
+
 def read_scores(folder: str | Path, split: str = "valid", config_hash: str | None = None):
     """The scores of each item after each subset, as a data frame with a row per (trained_on, item, metric).
 
     Columns: trained_on (item names, sorted, separated by spaces), item, metric, value (mean over seeds), variance (of
-    that mean; NaN with one seed), runs, estimated. Reads runs.csv, or where there is none <save_name>_<split>.csv,
-    old ones without `runs` and `config_hash` included. A true score goes before an estimated one.
+    that mean; NaN with one seed), runs, estimated. Files of users from before `runs` and `config_hash` are read as
+    well. A true score goes before an estimated one.
     """
-    folder = Path(folder)
-    wide = folder / f"{folder.name}_{split}.csv"
-    if (folder / "runs.csv").exists():
-        scores = _read_runs(folder / "runs.csv", split, config_hash)
-    elif wide.exists():
-        scores = _read_wide(wide, config_hash)
-    else:
-        near = did_you_mean(folder.name, [p.name for p in folder.parent.glob("*/")] if folder.parent.is_dir() else [])
-        raise InputError(f"--save_name {folder.name}: found neither {folder / 'runs.csv'} nor {wide.name}; {near}")
+    path = results_file(folder, split)
+    scores = _read_runs(path, split, config_hash) if path.name == "runs.csv" else _read_wide(path, config_hash)
+    if scores.empty:
+        raise InputError(f"{path}: no completed run has scores of split '{split}'")
     scores["trained_on"] = [" ".join(sorted(names.split())) for names in scores["trained_on"]]
     scores = scores.sort_values("estimated", kind="stable").drop_duplicates(["trained_on", "item", "metric"])
     return scores.reset_index(drop=True)
@@ -238,7 +244,7 @@ class Affinity:
         A mean of m then varies by (m-1)/(m+1) of its squared standard error, and is scaled up to the whole of it.
         Pairs of a single subset get normal noise of their standard error over seeds, or of their row's typical one.
         """
-        if not (self.se > 0).any():
+        if np.isnan(self.se).all():
             return None
         scale = np.sqrt((self.n + 1) / np.maximum(self.n - 1, 1))
         variance, spread = self.se**2 * self.n, np.nanstd(self.T, axis=1)  # variance: of one observation

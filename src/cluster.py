@@ -7,6 +7,7 @@
 """
 
 import argparse
+import hashlib
 import json
 import re
 import sys
@@ -55,6 +56,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--report", action="store_true", help="do not cluster: compare each item trained alone, with all, and in its "
         "cluster of <clusters_dir>/<name>.txt")
     args = parser.parse_args(arguments)
+    if args.extend and args.method != "sdp":
+        raise InputError(f"--method {args.method}: does not go with --extend, which places items by its own search")
     if args.num_clusters != "auto" and not (args.num_clusters.isdecimal() and int(args.num_clusters) > 0):
         raise InputError(f"--num_clusters {args.num_clusters}: must be a number from 1 on, or auto")
     for flag in ("bootstrap", "permutations"):
@@ -105,11 +108,12 @@ def check_coverage(found: affinity.Affinity, old: np.ndarray, args: argparse.Nam
     old (n,): cluster of each item that stays where it is, or -1; pairs of two such items decide nothing.
     """
     pairs = [(i, j) for i, j in found.missing() if old[i] < 0 or old[j] < 0]
+    path = Path(args.results_dir) / args.save_name / "missing_pairs.txt"
     if not pairs:
+        path.unlink(missing_ok=True)
         return []
     names = [f"{found.items[i]} {found.items[j]}" for i, j in pairs]
     listed = ", ".join(names[:10]) + (f", ... ({len(names)} in all)" if len(names) > 10 else "")
-    path = Path(args.results_dir) / args.save_name / "missing_pairs.txt"
     subsets = write_lines(path, [name.split() for name in names])
     hint = f"To fill them:\n  {sweep_command(found.items, args, subsets)}"
     lonely = [item for item, count in zip(found.items, (found.n > 0).sum(1), strict=True)
@@ -152,7 +156,9 @@ def choose(S: np.ndarray, old: np.ndarray, args: argparse.Namespace) -> tuple[np
         labels, relaxation = tried[k], clustering.solve_sdp(S, k)
     else:
         labels, relaxation = clustering.find_clusters(S, k, args.method, args.seed)
-        relaxation = relaxation or clustering.solve_sdp(S, k)
+        if relaxation is None or labels.max() + 1 != k:  # the published threshold does not keep to k
+            k = int(labels.max()) + 1
+            relaxation = clustering.solve_sdp(S, k)
     value = clustering.density(S, labels)
     # a relative gap means something where the bound is positive; on matrices without structure it may not be
     gap = max(0.0, 1 - value / relaxation.bound) if relaxation.bound > 0 else None
@@ -185,8 +191,8 @@ def methods_table(S: np.ndarray, k: int, bound: float, labels: np.ndarray, seed:
         start = time.perf_counter()
         found, _ = clustering.find_clusters(S, k, method, seed)
         seconds = time.perf_counter() - start
-        value = clustering.density(S, found)
-        table.add_row(method, str(found.max() + 1), f"{value:.4f}", f"{value / bound:.1%}" if bound > 0 else "-",
+        value, number = clustering.density(S, found), int(found.max()) + 1
+        table.add_row(method, str(number), f"{value:.4f}", f"{value / bound:.1%}" if bound > 0 and number == k else "-",
                       f"{adjusted_rand_score(labels, found):.2f}", f"{seconds:.2f}")
     return table
 
@@ -231,7 +237,7 @@ def report(scores, args: argparse.Namespace, clusters_file: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     folder, name = Path(args.results_dir) / args.save_name, args.name or args.save_name
-    clusters_file = Path(args.clusters_dir) / f"{name}.txt"
+    clusters_file, source = Path(args.clusters_dir) / f"{name}.txt", affinity.results_file(folder, args.split)
     everything = affinity.read_scores(folder, args.split, args.config_hash)
     scores = affinity.oriented(everything, args.metric, args.task_dir)
     if args.report:
@@ -265,8 +271,8 @@ def main(arguments: list[str] | None = None) -> None:
         "subsets": len(found.scores), "estimated_scores": int(scores["estimated"].sum()),
         "items": found.items, "affinity": np.where(np.isnan(found.T), None, found.T).tolist(),
         "together": None if together is None else together.round(4).tolist(),
-        "arguments": vars(args), "results_sha256": digest(folder, args.split), "numpy": np.__version__,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "arguments": vars(args), "results_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "numpy": np.__version__, "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     (folder / "clusters.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     show(args, S, labels, record)
@@ -278,15 +284,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"written: {path}, {len(subsets)} subsets. Train them, then look with --report:\n  "
               + sweep_command(found.items, args, path))
     return None
-
-
-def digest(folder: Path, split: str) -> str:
-    """SHA-256 of the results file that was read."""
-    import hashlib
-
-    path = folder / "runs.csv"
-    path = path if path.exists() else folder / f"{folder.name}_{split}.csv"
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def summarise(S, labels, clusters, found, together, gains) -> list[dict]:
@@ -313,11 +310,10 @@ def show(args: argparse.Namespace, S: np.ndarray, labels: np.ndarray, record: di
                   f"{', '.join(sorted(set(record['metrics'].values())))}", highlight=False)
     if record["estimated_scores"]:
         console.print(f"{record['estimated_scores']} scores are estimated, not trained", highlight=False)
-    number = {None: "-"}
     members = Column("members", overflow="fold")  # never cut a name
     table = Table("cluster", members, "density", "stays together", "gain of within over across")
     for c, row in enumerate(record["per_cluster"]):
-        cells = [number.get(row[key], "") or format(row[key], how)
+        cells = ["-" if row[key] is None else format(row[key], how)
                  for key, how in (("density", ".3f"), ("stability", ".0%"), ("gain", "+.4g"))]
         table.add_row(str(c), " ".join(row["members"]), *cells)
     console.print(table)
@@ -326,10 +322,11 @@ def show(args: argparse.Namespace, S: np.ndarray, labels: np.ndarray, record: di
     console.print(f"density {certificate['density']:.4f}, bound {certificate['bound']:.4f}: {proven} into "
                   f"{len(record['clusters'])} clusters", highlight=False)
     if args.num_clusters == "auto":
-        ranked = sorted((row for row in record["curve"] if row["k"] > 1), key=lambda row: -row["penalised"])
-        others = [f"runner-up {row['k']} ({row['penalised']:.3f})" for row in ranked[1:2]]
+        chosen = len(record["clusters"])
+        ranked = sorted((row for row in record["curve"] if row["k"] not in (1, chosen)), key=lambda r: -r["penalised"])
+        others = [f"runner-up {row['k']} ({row['penalised']:.3f})" for row in ranked[:1]]
         most = max(record["curve"], key=lambda row: row["within"])["k"]
-        console.print(f"number of clusters: {ranked[0]['k']} (penalised density {certificate['penalised']:.3f}; no "
+        console.print(f"number of clusters: {chosen} (penalised density {certificate['penalised']:.3f}; no "
                       f"clustering into any number has more than {certificate['penalised_bound']:.3f}), "
                       + ", ".join([*others, f"by the relaxation without k {certificate['trace']:.2f}",
                                    f"by the sum within clusters {most}"]), highlight=False)

@@ -72,7 +72,7 @@ def number_of_clusters(path: str | Path, curve: list[dict], chosen: int) -> None
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
         values = [row[key] for row in curve]
         axes.plot(k, values, "o-", color="0.35", markersize=4)
-        axes.plot(chosen, values[k.index(chosen)], "D", color="#b35806", markersize=9, label=f"chosen: {chosen}")
+        axes.axvline(chosen, color="#b35806", linewidth=2, zorder=0, label=f"chosen: {chosen}")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("number of clusters k")
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -58,7 +58,8 @@ def test_planted_groups_are_found_written_and_explained(here, capsys):
     assert cluster.read_clusters("clusters/x.txt") == GROUPS
     for words in ("9 items, 36 subsets", "within 0.0% of any possible clustering into 3 clusters",
                   "structure found (p = ", "number of clusters: 3", "runner-up", "without k 3.00", "stability: 100%",
-                  "exhaustive", "a1 a2 a3", "python train_sample_tasks.py --save_name x --subsets_file lists/subsets.txt"):
+                  "exhaustive", "a1 a2 a3",
+                  "python train_sample_tasks.py --save_name x --subsets_file lists/subsets.txt"):
         assert words in out, words
     folder = here / "results/x"
     record = json.loads((folder / "clusters.json").read_text())
@@ -134,6 +135,16 @@ def test_extend_places_new_items_without_the_pairs_between_old_clusters(quick):
         run("--extend", "old.txt")
 
 
+@pytest.mark.parametrize("method", ["threshold", "exhaustive", "kmeans"])
+def test_other_methods_give_whole_records(quick, method):
+    write_runs(quick / "results/x", sweep(PAIRS, strength=0.2, noise=0.3))
+    run("--method", method, "--num_clusters", "4")
+    record = json.loads(Path("results/x/clusters.json").read_text())
+    assert sorted(item for members in record["clusters"] for item in members) == ITEMS
+    assert record["certificate"]["density"] <= record["certificate"]["bound"] + 1e-6
+    assert len(record["clusters"]) == 4 or method == "threshold"
+
+
 def test_report_compares_alone_all_and_cluster(quick, capsys):
     write_runs(quick / "results/x", sweep([*PAIRS, *((item,) for item in ITEMS), ITEMS, *GROUPS]))
     run("--num_clusters", "3")
@@ -166,13 +177,11 @@ def test_templates_of_one_task_get_the_command_for_instructions(quick, capsys):
     (["--num_clusters", "10"], "there are only 9 items"), (["--num_clusters", "none"], "a number from 1 on, or auto"),
     (["--num_clusters", "0"], "a number from 1 on"), (["--bootstrap", "0"], "at least 1"),
     (["--metric", "exact"], "did you mean 'exact_match'"), (["--extend", "no.txt"], "cannot read the clusters"),
-    (["--config_hash", "q"], "--config_hash q"), (["--split", "test"], "no"),
-    (["--method", "exhaustive", "--num_clusters", "2"], None),
+    (["--extend", "no.txt", "--method", "kmeans"], "does not go with --extend"),
+    (["--config_hash", "q"], "--config_hash q"), (["--split", "test"], "no completed run has scores of split 'test'"),
 ])
 def test_bad_flags(quick, flags, message):
     write_runs(quick / "results/x", sweep(PAIRS))
-    if message is None:
-        return run(*flags)
     with pytest.raises(InputError, match=message):
         run(*flags)
 
