@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -306,10 +307,11 @@ def show(args: argparse.Namespace, S: np.ndarray, labels: np.ndarray, record: di
     from rich.table import Column, Table
 
     console = Console()
-    console.print(f"{len(S)} items, {record['subsets']} subsets, metric "
-                  f"{', '.join(sorted(set(record['metrics'].values())))}", highlight=False)
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    say(f"{len(S)} items, {record['subsets']} subsets, metric "
+        f"{', '.join(sorted(set(record['metrics'].values())))}")
     if record["estimated_scores"]:
-        console.print(f"{record['estimated_scores']} scores are estimated, not trained", highlight=False)
+        say(f"{record['estimated_scores']} scores are estimated, not trained")
     members = Column("members", overflow="fold")  # never cut a name
     table = Table("cluster", members, "density", "stays together", "gain of within over across")
     for c, row in enumerate(record["per_cluster"]):
@@ -319,30 +321,28 @@ def show(args: argparse.Namespace, S: np.ndarray, labels: np.ndarray, record: di
     console.print(table)
     certificate, gap = record["certificate"], record["certificate"]["gap"]
     proven = "the bound is not positive" if gap is None else f"within {gap:.1%} of any possible clustering"
-    console.print(f"density {certificate['density']:.4f}, bound {certificate['bound']:.4f}: {proven} into "
-                  f"{len(record['clusters'])} clusters", highlight=False)
+    say(f"density {certificate['density']:.4f}, bound {certificate['bound']:.4f}: {proven} into "
+        f"{len(record['clusters'])} clusters")
     if args.num_clusters == "auto":
         chosen = len(record["clusters"])
         ranked = sorted((row for row in record["curve"] if row["k"] not in (1, chosen)), key=lambda r: -r["penalised"])
         others = [f"runner-up {row['k']} ({row['penalised']:.3f})" for row in ranked[:1]]
         most = max(record["curve"], key=lambda row: row["within"])["k"]
-        console.print(f"number of clusters: {chosen} (penalised density {certificate['penalised']:.3f}; no "
-                      f"clustering into any number has more than {certificate['penalised_bound']:.3f}), "
-                      + ", ".join([*others, f"by the relaxation without k {certificate['trace']:.2f}",
-                                   f"by the sum within clusters {most}"]), highlight=False)
+        say(f"number of clusters: {chosen} (penalised density {certificate['penalised']:.3f}; no "
+            f"clustering into any number has more than {certificate['penalised_bound']:.3f}), "
+            + ", ".join([*others, f"by the relaxation without k {certificate['trace']:.2f}",
+                         f"by the sum within clusters {most}"]))
     if record["together"] is None:
-        console.print("stability and intervals not measured: no score was repeated; train with --runs 2 or more",
-                      highlight=False)
+        say("stability and intervals not measured: no score was repeated; train with --runs 2 or more")
     else:
         together = np.array(record["together"])
         agree = np.where(labels[:, None] == labels, together, 1 - together)[~np.eye(len(S), dtype=bool)].mean()
-        console.print(f"stability: {agree:.0%} of the pairs fall the same way in {args.bootstrap} resamples",
-                      highlight=False)
+        say(f"stability: {agree:.0%} of the pairs fall the same way in {args.bootstrap} resamples")
     if record["structure_found"]:
-        console.print(f"structure found (p = {record['p_value']:.3g}, permutation test)", highlight=False)
+        say(f"structure found (p = {record['p_value']:.3g}, permutation test)")
     else:
-        console.print(f"[bold red]no structure found[/] (p = {record['p_value']:.2g}, permutation test): shuffled "
-                      "scores look as clustered as these; do not rely on these clusters", highlight=False)
+        say(f"[bold red]no structure found[/] (p = {record['p_value']:.2g}, permutation test): shuffled "
+            "scores look as clustered as these; do not rely on these clusters")
     if args.compare:
         console.print(methods_table(S, len(record["clusters"]), certificate["bound"], labels, args.seed))
 

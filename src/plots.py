@@ -60,13 +60,13 @@ def heat_map(path: str | Path, T: np.ndarray, Z: np.ndarray, items: list[str], l
 
 
 def number_of_clusters(path: str | Path, curve: list[dict], chosen: int) -> None:
-    """Draw the penalised density, by which the number is chosen, and the other rules, against the number k.
+    """Draw the penalised density, by which `auto` chooses the number, and the other rules, against the number k.
 
     curve: a dict for each number with k, density, penalised, within.
     """
     pyplot = _pyplot()
     figure, panels = pyplot.subplots(1, 3, figsize=(10.5, 3.4), layout="constrained")
-    titles = {"penalised": "density less the penalty for k\n(its top is the choice)",
+    titles = {"penalised": "density less the penalty for k\n(auto takes its top)",
               "within": "sum within clusters\n(another rule)", "density": "density\n(alone, it splits too much)"}
     k = [row["k"] for row in curve]
     for axes, (key, title) in zip(panels, titles.items(), strict=True):

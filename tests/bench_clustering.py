@@ -4,13 +4,14 @@ Planted matrices: T[i, j] = 1 inside a block, 0 across, plus independent normal 
 positive scale and a random offset, as items with different metrics have. Times are CPU seconds.
 """
 
+import itertools
 import sys
 import time
 
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
-from src import clustering
+from src import affinity, clustering
 
 
 def planted(sizes: list[int], noise: float, seed: int, kind: str = "independent") -> tuple[np.ndarray, np.ndarray]:
@@ -128,8 +129,44 @@ def null(seeds: int = 40) -> None:
         print(f"{name:>28}: " + ", ".join(line))
 
 
+def simulated(groups: int, size: int, together: int, strength: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(T, labels) of a simulated sweep, two seeds a subset, each run with luck that all of its items share.
+
+    An item's score rises by `strength` times the share of its partners that are of its group; noise 0.3, luck 0.3.
+    """
+    import pandas as pd
+
+    rng, n = np.random.default_rng(seed), groups * size
+    subsets = list(itertools.combinations(range(n), together))
+    if together > 2:  # about twice each pair
+        subsets = [subsets[i] for i in rng.permutation(len(subsets))[: 2 * n * (n - 1) // (together * (together - 1))]]
+    rows = []
+    for subset in subsets:
+        luck = 0.3 * rng.normal(size=2)
+        for i in subset:
+            kin = np.mean([i // size == j // size for j in subset if j != i])
+            values = strength * kin + luck + 0.3 * rng.normal(size=2)
+            rows.append((" ".join(f"t{j:02}" for j in subset), f"t{i:02}", "f1", values.mean(), values.var(ddof=1) / 2))
+    scores = pd.DataFrame(rows, columns=["trained_on", "item", "metric", "value", "variance"])
+    return affinity.build(scores).T, np.repeat(np.arange(groups), size)
+
+
+def sweeps(seeds: int = 20) -> None:
+    print(f"\n## Simulated sweeps, {seeds} seeds: structure found (p <= 0.05); exact groups, k by auto")
+    for groups, size, together in ((3, 3, 2), (3, 3, 3), (4, 5, 2), (4, 5, 3)):
+        for strength in (0.0, 1.0):
+            found = exact = 0
+            for seed in range(seeds):
+                T, truth = simulated(groups, size, together, strength, seed)
+                S = clustering.symmetric(T)
+                found += clustering.permutation_test(T, 99, np.random.default_rng(seed)) <= 0.05
+                exact += adjusted_rand_score(truth, clustering.find_clusters(S, auto(S)["penalised"])[0]) == 1
+            print(f"{groups} groups of {size}, {together} at a time, strength {strength}: structure {found} of {seeds}"
+                  + (f", groups {exact} of {seeds}" if strength else ""))
+
+
 TABLES = {"recovery": recovery, "optimum": optimum, "speed": speed, "reference": reference, "number": number,
-          "null": null}
+          "null": null, "sweeps": sweeps}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or TABLES:
