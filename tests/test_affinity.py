@@ -1,0 +1,182 @@
+"""Affinities by hand from small results files, and the errors of files that are not right."""
+
+import csv
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src import affinity
+from src.errors import InputError
+
+COLUMNS = ["run_id", "status", "seed", "item", "template", "template_hash", "trained_on", "split", "model", "metric",
+           "value", "n_examples", "steps", "seconds", "commit", "config_hash"]
+
+
+def write_runs(folder: Path, rows: list[dict]) -> Path:
+    """A runs.csv of `rows`; a row names trained_on, seed, item, value and what else differs from the usual."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "runs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for row in rows:
+            usual = {"status": "completed", "seed": 0, "split": "valid", "metric": "exact_match", "config_hash": "h"}
+            row = usual | row
+            writer.writerow({"run_id": f"{row['trained_on']}-{row['seed']}-{row['status']}-{row['config_hash']}"} | row)
+    return folder
+
+
+def row(trained_on: str, item: str, value, seed: int = 0, **others) -> dict:
+    return {"trained_on": trained_on, "item": item, "value": value, "seed": seed, **others}
+
+
+def matrix(folder: Path, metric: str | None = "exact_match", **options) -> affinity.Affinity:
+    return affinity.build(affinity.oriented(affinity.read_scores(folder), metric, "data/tasks"), **options)
+
+
+THREE = [row("a b", "a", 1), row("a b", "a", 3, seed=1), row("a b", "b", 5), row("a b", "b", 5, seed=1),
+         row("a b c", "a", 6), row("a b c", "b", 1), row("a b c", "c", 0), row("a", "a", 100), row("a c", "c", 4)]
+
+
+def test_mean_count_and_standard_error_by_hand(tmp_path):
+    found = matrix(write_runs(tmp_path / "x", THREE))
+    assert found.items == ("a", "b", "c")
+    T, n, se = found.T, found.n, found.se
+    assert np.isnan(np.diag(T)).all() and (np.diag(n) == 0).all()
+    assert T[0, 1] == pytest.approx((2 + 6) / 2) and n[0, 1] == 2  # a mean over subsets of means over seeds
+    assert se[0, 1] == pytest.approx(np.std([2, 6], ddof=1) / np.sqrt(2))
+    assert T[0, 2] == 6 and n[0, 2] == 1 and np.isnan(se[0, 2])  # one subset, one seed: not known
+    assert T[1, 0] == 3 and T[2, 0] == 2 and T[2, 1] == 0
+    assert found.missing() == []
+
+
+def test_one_subset_with_several_seeds_has_the_standard_error_over_seeds(tmp_path):
+    found = matrix(write_runs(tmp_path / "x", THREE[:4]))
+    assert found.se[0, 1] == pytest.approx(np.std([1, 3], ddof=1) / np.sqrt(2)) and found.se[1, 0] == 0
+
+
+def test_the_users_own_file_gives_the_same_matrix(tmp_path):
+    long = matrix(write_runs(tmp_path / "x", THREE))
+    (tmp_path / "old").mkdir()
+    lines = ["Task,Trained on,eval_exact_match,eval_exact_match_std,runs,config_hash", "a,b a,2,1.4142135623730951,2,h",
+             "b,b a,5,0,2,h", "a,a b c,6,,1,h", "b,a b c,1,,1,h", "c,a b c,0,,1,h", "a,a,100,,1,h", "c,a c,4,,1,h"]
+    path = tmp_path / "old" / "old_valid.csv"
+    path.write_text("\n".join(lines))
+    wide = matrix(tmp_path / "old")
+    for name in ("T", "n", "se", "variance"):
+        assert np.allclose(getattr(long, name), getattr(wide, name), equal_nan=True)
+    # older still: an unnamed index column, no runs, no config_hash
+    path.write_text("\n".join(f"{i or ''},{','.join(line.split(',')[:4])}" for i, line in enumerate(lines)))
+    older = matrix(tmp_path / "old")
+    assert np.allclose(older.T, long.T, equal_nan=True) and np.isnan(older.variance).all()
+
+
+def test_only_completed_validation_rows_count_and_true_scores_replace_estimates(tmp_path):
+    rows = [row("a b", "a", 1), row("a b", "b", 2), row("a b", "a", 9, split="test"),
+            row("a b", "a", "", status="failed", seed=1), row("a b", "b", 7, status="estimated"),
+            row("a c", "a", 3, status="estimated"), row("a c", "c", 4, status="estimated")]
+    scores = affinity.read_scores(write_runs(tmp_path / "x", rows))
+    assert scores["estimated"].sum() == 2
+    found = affinity.build(affinity.oriented(scores, "exact_match", "data/tasks"))
+    assert found.T[0, 1] == 1 and found.T[1, 0] == 2 and found.T[0, 2] == 3 and found.missing() == [(1, 2)]
+
+
+def test_a_loss_is_turned_round_and_an_items_main_metric_is_its_tasks(tmp_path):
+    rows = [row("rte_0 rte_1", item, value, metric=metric) for item in ("rte_0", "rte_1")
+            for metric, value in (("loss", 2), ("accuracy", 0.7), ("exact_match", 0.6), ("gen_len", 3))]
+    folder = write_runs(tmp_path / "x", rows)
+    assert matrix(folder, "loss").T[0, 1] == -2
+    main = affinity.load_task("rte", "data/tasks").metrics[0]
+    assert set(matrix(folder, None).metrics.values()) == {main}
+    for metric, message in (("gen_len", "says nothing"), ("los", "did you mean 'loss'")):
+        with pytest.raises(InputError, match=message):
+            matrix(folder, metric)
+
+
+def test_an_unknown_task_asks_for_a_metric(tmp_path):
+    with pytest.raises(InputError, match=r"unknown task 'a'.*\n.*--metric"):
+        matrix(write_runs(tmp_path / "x", THREE), None)
+
+
+def test_items_are_in_the_order_of_their_numbers(tmp_path):
+    names = ["rte_10", "rte_2", "rte_-1"]
+    rows = [row(" ".join(names), name, 1) for name in names]
+    assert matrix(write_runs(tmp_path / "x", rows)).items == ("rte_-1", "rte_2", "rte_10")
+
+
+def test_ridge_does_not_credit_a_bystander(tmp_path):
+    rng, names, rows = np.random.default_rng(0), "abcdefgh", []
+    for s in itertools.combinations(names, 4):  # b helps a; c is only often there with b
+        if "b" in s or "c" not in s or rng.random() < 0.2:
+            rows += [row(" ".join(s), item, (item == "a" and "b" in s) + 0.05 * rng.normal()) for item in s]
+    folder = write_runs(tmp_path / "x", rows)
+    mean, ridge = matrix(folder).T[0], matrix(folder, ridge=True).T[0]
+    assert mean[2] - mean[3:].mean() > 0.2 > 0.1 > abs(ridge[2] - ridge[3:].mean())
+    assert ridge[1] - ridge[2:].mean() > 0.8
+
+
+def test_resamples_vary_as_the_standard_error_says(tmp_path):
+    """Two subsets, two seeds of one, many of both: the bootstrap's spread is the standard error's."""
+    rng = np.random.default_rng(1)
+    for subsets, seeds in ((2, 1), (1, 2), (6, 1)):
+        rows = [row(" ".join(sorted(("a", "b", f"x{s}"))), item, rng.normal(), seed=seed)
+                for s in range(subsets) for seed in range(seeds) for item in ("a", "b", f"x{s}")]
+        found = matrix(write_runs(tmp_path / f"{subsets}{seeds}", rows))
+        resamples = found.resample(4000, np.random.default_rng(0))
+        assert resamples[:, 0, 1].std() == pytest.approx(found.se[0, 1], rel=0.1)
+        wide, long = found.tables(resamples)
+        first = long.iloc[0]
+        assert (first["item"], first["partner"], first["n"]) == ("a", "b", subsets)
+        assert first["low"] < first["mean"] < first["high"] and wide.loc["a", "b"] == first["mean"]
+
+
+def test_nothing_repeated_nothing_resampled(tmp_path):
+    found = matrix(write_runs(tmp_path / "x", [row("a b", item, 1) for item in "ab"]))
+    assert found.resample(10, np.random.default_rng(0)) is None
+    assert found.tables(None)[1]["low"].isna().all()
+
+
+@pytest.mark.parametrize(("rows", "message"), [
+    ([*THREE, THREE[0]], r"line 11: a second row for run_id 'a b-0-completed-h', item 'a'"),
+    ([*THREE, row("b c", "b", "good")], r"line 11: column 'value' must be a number, found 'good'"),
+    ([row("a", "a", 1)], "two items or more; these results hold 1: a"),
+    ([*THREE, row("a b", "a", 2, config_hash="g")], r"several settings; choose one by --config_hash: g \(1 rows\), h"),
+])
+def test_bad_rows(tmp_path, rows, message):
+    with pytest.raises(InputError, match=message):
+        matrix(write_runs(tmp_path / "x", rows))
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "not a whole CSV file"), ("x,y\n1,2\n", "column 'Task' is missing"), ("\x00\x01\xff", "x_valid.csv"),
+    ("Task,Trained on\na,a b\n", "no column named eval_<metric>"),
+    ("Task,Trained on,eval_f1\na,a b,1\na,a b,2\n", "line 3: a second row for Task 'a', Trained on 'a b'"),
+    ("Task,Trained on,eval_f1\na,a b,high\n", "line 2: column 'eval_f1' must be a number, found 'high'"),
+])
+def test_corrupt_or_foreign_files(tmp_path, text, message):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "x_valid.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=message):
+        affinity.read_scores(tmp_path / "x")
+
+
+def test_no_results(tmp_path):
+    (tmp_path / "rte_sweep").mkdir()
+    with pytest.raises(InputError, match="did you mean 'rte_sweep'"):
+        affinity.read_scores(tmp_path / "rte_swep")
+
+
+def test_one_of_several_settings(tmp_path):
+    rows = [row("a b", item, value, config_hash=h) for h, value in (("g", 1), ("h", 2)) for item in "ab"]
+    scores = affinity.read_scores(write_runs(tmp_path / "x", rows), config_hash="h")
+    assert set(scores["value"]) == {2}
+
+
+def test_comparison_of_trainings(tmp_path):
+    rows = [row("a", "a", 1), row("a b c", "a", 2), row("a b", "a", 4), row("a b", "a", 6, seed=1), row("c", "c", 3)]
+    scores = affinity.oriented(affinity.read_scores(write_runs(tmp_path / "x", rows)), "exact_match", "data/tasks")
+    frame = affinity.compare_trainings(scores, [["b", "a"], ["c"]]).set_index("item")
+    assert frame.loc["a", ["alone", "all", "cluster"]].tolist() == [1, 2, 5]
+    assert frame.loc["a", "cluster_se"] == pytest.approx(1) and np.isnan(frame.loc["a", "alone_se"])
+    assert frame.loc["c", "alone"] == frame.loc["c", "cluster"] == 3 and np.isnan(frame.loc["b", "all"])

@@ -1,0 +1,225 @@
+"""The command, end to end, on small results files with planted groups."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from src import cluster, plots
+from src.errors import InputError
+from tests.test_affinity import row, write_runs
+
+GROUPS = [["a1", "a2", "a3"], ["b1", "b2", "b3"], ["c1", "c2", "c3"]]
+ITEMS = [item for group in GROUPS for item in group]
+
+
+def sweep(subsets, strength: float = 1.0, noise: float = 0.2, seeds: int = 2, groups=GROUPS) -> list[dict]:
+    """Rows of runs in which an item gains `strength` by the share of its partners that are of its group."""
+    rng, place = np.random.default_rng(0), {item: g for g, group in enumerate(groups) for item in group}
+    rows = []
+    for subset, seed in itertools.product(subsets, range(seeds)):
+        for i in subset:
+            kin = np.mean([place[i] == place[j] for j in subset if j != i] or [0.0])
+            rows.append(row(" ".join(subset), i, 50 + strength * kin + noise * rng.normal(), seed=seed))
+    return rows
+
+
+PAIRS = list(itertools.combinations(ITEMS, 2))
+
+
+def run(*flags: str) -> None:
+    cluster.main(["--save_name", "x", "--metric", "exact_match", "--permutations", "19", "--bootstrap", "20", *flags])
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    return tmp_path
+
+
+@pytest.fixture
+def quick(here, monkeypatch):
+    """`here`, without the pictures."""
+    monkeypatch.setattr(plots, "heat_map", lambda *_: None)
+    monkeypatch.setattr(plots, "number_of_clusters", lambda *_: None)
+    return here
+
+
+def test_planted_groups_are_found_written_and_explained(here, capsys):
+    write_runs(here / "results/x", sweep(PAIRS))
+    run("--compare", "--write_subsets", "lists/subsets.txt")
+    out = capsys.readouterr().out
+    assert cluster.read_clusters("clusters/x.txt") == GROUPS
+    for words in ("9 items, 36 subsets", "within 0.0% of any possible clustering into 3 clusters",
+                  "structure found (p = ", "number of clusters: 3", "runner-up", "without k 3.00", "stability: 100%",
+                  "exhaustive", "a1 a2 a3",
+                  "python train_sample_tasks.py --save_name x --subsets_file lists/subsets.txt"):
+        assert words in out, words
+    folder = here / "results/x"
+    record = json.loads((folder / "clusters.json").read_text())
+    assert record["clusters"] == GROUPS and record["structure_found"] and record["certificate"]["gap"] < 0.001
+    assert record["p_value"] <= 0.05 and record["arguments"]["seed"] == 0 and len(record["results_sha256"]) == 64
+    assert record["per_cluster"][0]["stability"] == 1 and 0.7 < record["per_cluster"][0]["gain"] < 1.3
+    wide = pd.read_csv(folder / "affinity.csv", index_col=0)
+    assert list(wide.columns) == list(wide.index) == ITEMS and wide.loc["a1", "a2"] > wide.loc["a1", "b1"] + 0.3
+    long = pd.read_csv(folder / "affinity_long.csv")
+    assert len(long) == 72 and (long["n"] == 1).all() and (long["low"] <= long["high"]).all()
+    assert {path.name for path in folder.glob("*.png")} == {"affinity.png", "num_clusters.png"}
+    lines = [line.split() for line in Path("lists/subsets.txt").read_text().splitlines()]
+    assert lines == [[item] for item in ITEMS] + [ITEMS] + GROUPS
+
+
+def test_the_same_seed_gives_the_same_files(quick):
+    write_runs(quick / "results/x", sweep(PAIRS, noise=1.0))
+    records = []
+    for _ in range(2):
+        run("--name", "again")
+        record = json.loads(Path("results/x/clusters.json").read_text())
+        records.append({key: value for key, value in record.items() if key != "date"})
+    assert records[0] == records[1]
+
+
+def test_noise_has_no_structure(quick, capsys):
+    write_runs(quick / "results/x", sweep(PAIRS, strength=0.0))
+    run()
+    assert "no structure found (p = 0." in capsys.readouterr().out
+    assert not json.loads(Path("results/x/clusters.json").read_text())["structure_found"]
+
+
+def test_without_repetition_there_is_no_stability(quick, capsys):
+    write_runs(quick / "results/x", sweep(PAIRS, seeds=1))
+    run("--num_clusters", "3")
+    assert "not measured: no score was repeated" in capsys.readouterr().out
+    assert json.loads(Path("results/x/clusters.json").read_text())["together"] is None
+
+
+def test_few_missing_pairs_warn_many_are_an_error_with_the_command(quick, capsys):
+    lacking = [("a1", "b1"), ("a1", "c3")]
+    write_runs(quick / "results/x", sweep([pair for pair in PAIRS if pair not in lacking]))
+    run()
+    error = capsys.readouterr().err
+    assert "2 pairs (6%)" in error and "a1 b1, a1 c3" in error and "--subsets_file results/x/missing_pairs.txt" in error
+    assert Path("results/x/missing_pairs.txt").read_text() == "a1 b1\na1 c3\n"
+    assert cluster.read_clusters("clusters/x.txt") == GROUPS
+
+    across = [pair for pair in PAIRS if pair[0][0] == pair[1][0] or {pair[0][1], pair[1][1]} == {"1"}]
+    write_runs(quick / "results/x", sweep(across))
+    with pytest.raises(InputError, match=r"67% of the pairs .* a1 b2, .*\n.*\n.*train_sample_tasks.py .*\n--impute"):
+        run()
+    run("--impute")
+    assert json.loads(Path("results/x/clusters.json").read_text())["missing_pairs"][0] == "a1 b2"
+    write_runs(quick / "results/x", sweep([*across, ("a1", "d1")], groups=[*GROUPS, ["d1"]]))
+    with pytest.raises(InputError, match="'d1' was trained with fewer than two others"):
+        run("--impute")
+
+
+def test_extend_places_new_items_without_the_pairs_between_old_clusters(quick):
+    old = [["a1", "a2"], ["b1", "b2", "b3"]]
+    cluster.write_lines("old.txt", old)
+    place = {item: c for c, members in enumerate(old) for item in members}
+    pairs = [(i, j) for i, j in PAIRS if i not in place or j not in place or place[i] == place[j]]
+    write_runs(quick / "results/x", sweep(pairs))
+    run("--extend", "old.txt")
+    assert cluster.read_clusters("clusters/x.txt") == GROUPS  # a3 joined, the c's opened a cluster of their own
+    run("--extend", "old.txt", "--num_clusters", "2")
+    found = cluster.read_clusters("clusters/x.txt")
+    assert len(found) == 2 and all(any(set(c) <= set(f) for f in found) for c in old)
+    cluster.write_lines("old.txt", [["a1", "b11"]])
+    with pytest.raises(InputError, match="'b11' is not in these results, did you mean 'b1'"):
+        run("--extend", "old.txt")
+
+
+@pytest.mark.parametrize("method", ["threshold", "exhaustive", "kmeans"])
+def test_other_methods_give_whole_records(quick, method):
+    write_runs(quick / "results/x", sweep(PAIRS, strength=0.2, noise=0.3))
+    run("--method", method, "--num_clusters", "4")
+    record = json.loads(Path("results/x/clusters.json").read_text())
+    assert sorted(item for members in record["clusters"] for item in members) == ITEMS
+    assert record["certificate"]["density"] <= record["certificate"]["bound"] + 1e-6
+    assert len(record["clusters"]) == 4 or method == "threshold"
+
+
+def test_report_compares_alone_all_and_cluster(quick, capsys):
+    write_runs(quick / "results/x", sweep([*PAIRS, *((item,) for item in ITEMS), ITEMS, *GROUPS]))
+    run("--num_clusters", "3")
+    capsys.readouterr()
+    run("--report")
+    out = capsys.readouterr().out
+    assert "mean of 9" in out and "±" in out
+    frame = pd.read_csv("results/x/report.csv")
+    assert frame["gain_over_alone"].mean() == pytest.approx(1, abs=0.2)
+    assert frame["gain_over_all"].mean() == pytest.approx(0.75, abs=0.2) and (frame["cluster_se"] > 0).all()
+
+
+def test_report_without_the_trainings_says_how_to_get_them(quick):
+    write_runs(quick / "results/x", sweep(PAIRS))
+    cluster.write_lines("clusters/x.txt", GROUPS)
+    with pytest.raises(InputError, match="--write_subsets FILE"):
+        run("--report")
+
+
+def test_templates_of_one_task_get_the_command_for_instructions(quick, capsys):
+    items = ["rte_-1", "rte_0", "rte_1", "rte_2"]
+    pairs = list(itertools.combinations(items, 2))
+    write_runs(quick / "results/x", sweep(pairs, groups=[items[:2], items[2:]]))
+    run("--write_subsets", "s.txt")
+    assert "python train_sample_instructions_lora.py" in capsys.readouterr().out
+    assert cluster.read_clusters("clusters/x.txt") == [items[:2], items[2:]]
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--num_clusters", "10"], "there are only 9 items"), (["--num_clusters", "none"], "a number from 1 on, or auto"),
+    (["--num_clusters", "0"], "a number from 1 on"), (["--bootstrap", "0"], "at least 1"),
+    (["--metric", "exact"], "did you mean 'exact_match'"), (["--extend", "no.txt"], "cannot read the clusters"),
+    (["--extend", "no.txt", "--method", "kmeans"], "does not go with --extend"),
+    (["--config_hash", "q"], "--config_hash q"), (["--split", "test"], "no completed run has scores of split 'test'"),
+])
+def test_bad_flags(quick, flags, message):
+    write_runs(quick / "results/x", sweep(PAIRS))
+    with pytest.raises(InputError, match=message):
+        run(*flags)
+
+
+@pytest.mark.parametrize("text", ["a b\nb c\n", "\n"])
+def test_bad_cluster_files(quick, text):
+    Path("c.txt").write_text(text)
+    with pytest.raises(InputError, match=r"'b' is there 2 times|holds no cluster"):
+        cluster.read_clusters("c.txt")
+
+
+@pytest.mark.parametrize("n", [2, 9, 30, 100])
+def test_labels_in_the_picture_are_legible_and_inside(tmp_path, monkeypatch, n):
+    from matplotlib import pyplot
+
+    figures = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    names = [f"a_task_with_a_long_name_{i}" for i in range(n)]
+    T = np.random.default_rng(0).normal(size=(n, n))
+    plots.heat_map(tmp_path / "x.png", T, T, names, np.arange(n) % 3 if n > 2 else np.zeros(n, int), "exact_match")
+    figure = figures[0]
+    axes, legend = figure.axes
+    box = figure.bbox
+    texts = [*axes.get_xticklabels(), *axes.get_yticklabels(), axes.title, legend.yaxis.label]
+    for text in texts:
+        extent = text.get_window_extent()
+        assert text.get_fontsize() >= 6, text.get_text()
+        assert box.x0 <= extent.x0 and extent.x1 <= box.x1 and box.y0 <= extent.y0 and extent.y1 <= box.y1
+    heights = [text.get_window_extent() for text in axes.get_yticklabels()]
+    assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(heights))  # none covers the next
+    monkeypatch.undo()
+    pyplot.close(figure)
+
+
+def test_the_command_line_is_quick_and_fails_with_2():
+    heavy = ("import sys, src.cluster; print([name for name in "
+             "('torch', 'transformers', 'sklearn', 'scipy', 'pandas', 'matplotlib', 'rich') if name in sys.modules])")
+    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout.strip() == "[]"
+    for flags in (["--save_name", "nowhere", "--results_dir", "no"], ["--save_nam", "x"], ["--num_clusters", "-1"]):
+        done = subprocess.run([sys.executable, "-m", "src.cluster", *flags], capture_output=True, text=True)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
