@@ -289,7 +289,7 @@ class HeartbeatClaim(Claim):
 def _names(folder: Path) -> list[str]:
     """Names of finished files in a folder, sorted; temporary ones start with a dot."""
     try:
-        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except FileNotFoundError:
         return []
 

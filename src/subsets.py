@@ -19,6 +19,7 @@ from src.errors import InputError, did_you_mean
 Subset = tuple[str, ...]
 
 TRIES = 8  # candidates of which the balanced draw takes the best
+ENOUGH = 2  # times that a pair should be seen
 DECAY = 0.05  # worth of a pair seen once more often than the least seen
 
 
@@ -92,17 +93,25 @@ class Space:
         return pairs
 
 
-def draw(space: Space, number: int, seed: int, balanced: bool = False, taken: Iterable[Subset] = ()) -> list[Subset]:
+def draw(space: Space, number: int | None, seed: int, balanced: bool = False,
+         taken: Iterable[Subset] = ()) -> list[Subset]:
     """Draw subsets not in `taken` until `number` are drawn or none is left.
 
     Uniform: the size first, then the pool, then the members. Balanced: go on from `taken`, pairs seen least first.
+    Without `number`, until every pair is seen `ENOUGH` times.
     """
     taken = list(taken)
     rng = random.Random(f"{seed} {len(taken)}")
     left = space.possible() - sum(members in space for members in set(taken))
     seen, drawn = set(taken), []
     counts = count_pairs(taken)
-    while len(drawn) < min(number, left):
+
+    def wanted() -> bool:
+        if number is not None:
+            return len(drawn) < number
+        return any(counts[pair] < ENOUGH for pair in space.pairs)
+
+    while len(drawn) < left and wanted():
         members = _balanced(space, rng, counts, seen) if balanced else None
         while members is None or members in seen:  # what repeats is drawn again: uniform over what is left
             members = _uniform(space, rng)
