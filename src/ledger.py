@@ -20,6 +20,7 @@ server, it is stale and the next claim may be made. A holder that was stopped fo
 never commits it twice: `done/<key>` is first wins, too.
 """
 
+import datetime
 import fcntl
 import itertools
 import json
@@ -41,20 +42,24 @@ def owner() -> str:
     return f"{socket.gethostname()} pid {os.getpid()}"
 
 
+def now() -> str:
+    return datetime.datetime.now().isoformat(" ", "milliseconds")
+
+
 class Ledger:
     """One task set's folder. Raises OSError where the disk is full or gone; nothing is half-recorded then."""
 
-    def __init__(self, folder: Path, stale_after: float = STALE_AFTER):
-        self.folder, self.stale_after = Path(folder), stale_after
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
         self.text_file = self.folder.with_name(self.folder.name + ".txt")
         mode = self.folder / "mode"
         self.mode = mode.read_text().strip() if mode.exists() else "flock"
         self._done: dict[str, dict] = {}
 
     @classmethod
-    def open(cls, folder: Path, mode: str | None = None, stale_after: float = STALE_AFTER) -> "Ledger":
+    def open(cls, folder: Path, mode: str | None = None) -> "Ledger":
         """Make or join the folder; without `mode`, as the folder says. Raises InputError where they differ."""
-        ledger = cls(folder, stale_after)
+        ledger = cls(folder)
         if ledger.text_file.exists() and not ledger.folder.exists():
             raise InputError(f"{ledger.text_file}: written by something else (there is no folder {ledger.folder}); "
                              "move it away, or choose another --task_set_name")
@@ -90,7 +95,7 @@ class Ledger:
     def claim(self, key: str, words: str) -> "Claim | None":
         """Claim a subset; None where it is done or somebody else's."""
         make = FlockClaim.make if self.mode == "flock" else HeartbeatClaim.make
-        claim = make(self, key, f"{words}\nclaimed by {owner()} at {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        claim = make(self, key, f"{words}\nclaimed by {owner()} at {now()}\n")
         if claim and self.is_done(key):  # it was committed between the look and the claim
             claim.release()
             return None
@@ -113,7 +118,7 @@ class Ledger:
 
     def commit(self, key: str, record: dict) -> bool:
         """Record a subset as completed; False where it already was, and nothing changes."""
-        record = {**record, "completed": time.strftime("%Y-%m-%d %H:%M:%S"), "by": owner()}
+        record = {**record, "completed": now(), "by": owner()}
         first = self._publish(self.folder / "done" / key, json.dumps(record, indent=1) + "\n")
         self.write_text_file()
         return first
@@ -136,7 +141,7 @@ class Ledger:
     def fail(self, key: str, subset: str, reason: str, log: str) -> int:
         """Record a failed attempt; only the holder of the claim may. Returns the number of attempts."""
         attempts = self.attempts(key)
-        attempts.append({"reason": reason, "log": log, "at": time.strftime("%Y-%m-%d %H:%M:%S"), "by": owner()})
+        attempts.append({"reason": reason, "log": log, "at": now(), "by": owner()})
         self._replace(self.folder / "failed" / key, json.dumps({"subset": subset, "attempts": attempts}, indent=1))
         return len(attempts)
 
@@ -260,7 +265,7 @@ class HeartbeatClaim(Claim):
     @classmethod
     def _fresh(cls, ledger: Ledger, path: Path) -> bool:
         stamp = path.stat().st_mtime
-        return stamp > 0 and ledger.server_time() - stamp < ledger.stale_after
+        return stamp > 0 and ledger.server_time() - stamp < STALE_AFTER
 
     @classmethod
     def make(cls, ledger: Ledger, key: str, words: str) -> "HeartbeatClaim | None":

@@ -48,7 +48,7 @@ from src.sweep_args import settings_of
 SETS = Path("sampled_tasks")
 CLUSTERS = Path("clusters")
 BAD_FLAGS = 2  # exit code of a child that refuses its command line
-GRACE = 3.0  # seconds between TERM and KILL
+GRACE = 2.0  # seconds between TERM and KILL
 LOOK_AGAIN = 0.5  # seconds between looks at subsets that others are training
 LOG_TAIL = 12  # lines of a child's log that are shown
 

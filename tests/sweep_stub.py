@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from src import ledger
 from src.errors import run_as_script
 from src.process import die_with_parent
 from src.sweep import Items, run_sweep
@@ -16,9 +17,11 @@ def main() -> int:
     die_with_parent()
     parser = sweep_parser(__doc__, "stub_child.py")
     parser.add_argument("number", type=int)
+    parser.add_argument("--stale_after", type=float, default=ledger.STALE_AFTER)
     args = parse(parser)
+    ledger.STALE_AFTER, ledger.RENEW_EVERY = args.stale_after, args.stale_after / 20
     hashes = {chr(ord("a") + index) if args.number <= 26 else f"t{index}": "hash" for index in range(args.number)}
-    return run_sweep(args, Items(hashes, CHILD, lambda members: ["--task_names", *members], preload=["argparse"]))
+    return run_sweep(args, Items(hashes, CHILD, lambda members: ["--task_names", *members], preload=["src.results"]))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def ledger(request, tmp_path):
 
 
 def other_view(ledger):
-    return Ledger(ledger.folder, stale_after=ledger.stale_after)
+    return Ledger(ledger.folder)
 
 
 def test_a_subset_has_one_holder_until_it_is_given_up(ledger):
@@ -30,7 +30,8 @@ def test_a_subset_has_one_holder_until_it_is_given_up(ledger):
     assert "a b" in next((ledger.folder / "claims").iterdir()).read_text()
     claim.release()
     assert not ledger.is_claimed("k")
-    assert (again := other_view(ledger).claim("k", "a b")) is not None
+    again = other_view(ledger).claim("k", "a b")
+    assert again is not None
     again.release()
 
 
@@ -91,7 +92,8 @@ def test_a_child_keeps_the_claim_of_its_dead_scheduler(tmp_path):
 
 def test_a_stale_heartbeat_is_taken_over_once_and_its_holder_notices(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RENEW_EVERY", 0)
-    ledger = Ledger.open(tmp_path / "x", "heartbeat", stale_after=100)
+    monkeypatch.setattr(module, "STALE_AFTER", 100)
+    ledger = Ledger.open(tmp_path / "x", "heartbeat")
     claim = ledger.claim("k", "a")
     assert claim.renew()
     os.utime(claim.path, (time.time() - 90,) * 2)
@@ -135,7 +137,7 @@ def test_eight_processes_divide_a_hundred_subsets(tmp_path, mode):
 def test_modes_do_not_mix(tmp_path):
     Ledger.open(tmp_path / "x", "heartbeat")
     assert Ledger.open(tmp_path / "x").mode == "heartbeat"
-    with pytest.raises(InputError, match="--ledger flock: .* in use with --ledger heartbeat"):
+    with pytest.raises(InputError, match=r"--ledger flock: .* in use with --ledger heartbeat"):
         Ledger.open(tmp_path / "x", "flock")
 
 
