@@ -1,11 +1,14 @@
-"""The one exception for bad input, and the nearest-name hint that goes with it.
+"""The one exception for bad input, the nearest-name hint that goes with it, warnings, exit codes.
 
 Lies below every other module, so that each of them may raise it and the scripts
 catch one type: message to standard error, exit code 2, no traceback.
 """
 
 import difflib
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -15,6 +18,25 @@ class InputError(ValueError):
 def did_you_mean(name: str, allowed: Iterable[str], shown: int = 12) -> str:
     """Return a hint such as `did you mean 'rte'? (allowed: cb, mnli, rte)` for an unknown `name`."""
     allowed = sorted(map(str, allowed))
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
     listed = ", ".join(allowed[:shown]) + (f", ... {len(allowed)} in all" if len(allowed) > shown else "")
     return (f"did you mean '{near[0]}'? " if near else "") + f"(allowed: {listed or 'none'})"
+
+
+def warn(message: str) -> None:
+    """Print one warning line to standard error (under torchrun: of the first process only)."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def run_as_script(main: Callable[[], int]) -> NoReturn:
+    """Run `main` and exit with its code: bad input gives one line on standard error and 2, Ctrl-C gives 130."""
+    try:
+        code = main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        code = 130
+    raise SystemExit(code)

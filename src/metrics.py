@@ -1,4 +1,190 @@
-"""Metrics: predicted and gold strings in, numbers out."""
+"""Metrics: predicted strings and accepted answers in, numbers from 0 to 1 (correlations: -1 to 1) out.
 
-METRICS = ("exact_match", "accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman",
-           "rouge1", "rouge2", "rougeL")  # what a task file may name
+A prediction is compared with every accepted answer of its row and the best counts.
+Nothing is downloaded: the classes of `evaluate` are subclassed here, not loaded from its hub.
+"""
+
+import functools
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+Predictions = Sequence[str]
+References = Sequence[Sequence[str]]  # the accepted answers of each row, the gold target first
+Choices = Sequence[str]  # the task's fixed answer choices; empty where it has none
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+LOWER_IS_BETTER = ("loss", "gen_len")  # computed by trainer.py, for every item
+
+
+def normalise(text: str) -> str:
+    """Lower case, without punctuation and extra space, as in SQuAD's evaluation but with articles kept."""
+    return " ".join(text.lower().translate(_NO_PUNCTUATION).split()) or text.strip()
+
+
+def exact_match(predictions: Predictions, references: References, choices: Choices = ()) -> float:
+    """Share of predictions equal to an accepted answer after normalisation."""
+    hits = [normalise(p) in {normalise(r) for r in refs} for p, refs in zip(predictions, references, strict=True)]
+    return sum(hits) / len(hits)
+
+
+def _leading(choices: Choices) -> Callable[[str], str]:
+    """Return a function that cuts a text to its first words: as many as tell the choices apart, mostly one."""
+    words = [normalise(choice).split() for choice in choices]
+    longest = max(map(len, words), default=0)
+    count = next((n for n in range(1, longest) if len({tuple(w[:n]) for w in words}) == len(words)), longest or None)
+    return lambda text: " ".join(normalise(text).split()[:count])
+
+
+def accuracy(predictions: Predictions, references: References, choices: Choices = ()) -> float:
+    """Share of predictions whose first word is the answer's.
+
+    Where two choices begin alike, the first words that tell all choices apart; without fixed choices, all words.
+    """
+    lead = _leading(choices)
+    hits = [lead(p) in {lead(r) for r in refs} for p, refs in zip(predictions, references, strict=True)]
+    return sum(hits) / len(hits)
+
+
+def _classes(predictions: Predictions, references: References, choices: Choices) -> tuple[list[int], list[int]]:
+    """Predicted and gold class of each row; -1 for a prediction that is none of the choices."""
+    lead = _leading(choices)
+    index = {lead(choice): i for i, choice in enumerate(choices)}
+    return [index.get(lead(p), -1) for p in predictions], [index[lead(refs[0])] for refs in references]
+
+
+def _token_f1(prediction: str, reference: str) -> float:
+    predicted, gold = normalise(prediction).split(), normalise(reference).split()
+    common = sum((Counter(predicted) & Counter(gold)).values())
+    return 2 * common / (len(predicted) + len(gold)) if common else 0.0
+
+
+def f1(predictions: Predictions, references: References, choices: Choices = ()) -> float:
+    """With fixed choices F1 of the last one as the positive class; otherwise mean word-overlap F1 (SQuAD)."""
+    if not choices:
+        best = [max(_token_f1(p, r) for r in refs) for p, refs in zip(predictions, references, strict=True)]
+        return sum(best) / len(best)
+    return _class_f1(*_classes(predictions, references, choices), len(choices) - 1)
+
+
+def _class_f1(predicted: list[int], gold: list[int], positive: int) -> float:
+    hits = sum(p == g == positive for p, g in zip(predicted, gold, strict=True))
+    total = predicted.count(positive) + gold.count(positive)
+    return 2 * hits / total if total else 0.0
+
+
+def macro_f1(predictions: Predictions, references: References, choices: Choices = ()) -> float:
+    """Mean over the answer choices of each one's F1."""
+    predicted, gold = _classes(predictions, references, choices)
+    return sum(_class_f1(predicted, gold, i) for i in range(len(choices))) / len(choices)
+
+
+def matthews(predictions: Predictions, references: References, choices: Choices = ()) -> float:
+    """Matthews correlation of predicted and gold class; 0 where either is constant."""
+    from sklearn.metrics import matthews_corrcoef
+
+    predicted, gold = _classes(predictions, references, choices)
+    return float(matthews_corrcoef(gold, predicted)) if len({*predicted, *gold}) > 1 else 0.0
+
+
+def _scores(predictions: Predictions, references: References) -> tuple[list[float], list[float]]:
+    """Predicted and gold numbers; a prediction that is no number counts as 0."""
+
+    def number(text: str) -> float:
+        try:
+            return float(text.split()[0])
+        except (ValueError, IndexError):
+            return 0.0
+
+    return [number(p) for p in predictions], [number(refs[0]) for refs in references]
+
+
+def _correlation(kind: str, predictions: Predictions, references: References) -> float:
+    import scipy.stats
+
+    predicted, gold = _scores(predictions, references)
+    if len(set(predicted)) < 2 or len(set(gold)) < 2:
+        return 0.0  # undefined: one side is constant
+    return float(getattr(scipy.stats, kind)(predicted, gold).statistic)
+
+
+def pearson(predictions: Predictions, references: References, choices: Choices = ()) -> float:
+    """Pearson correlation of predicted and gold numbers; 0 where either is constant."""
+    return _correlation("pearsonr", predictions, references)
+
+
+def spearman(predictions: Predictions, references: References, choices: Choices = ()) -> float:
+    """Spearman rank correlation of predicted and gold numbers; 0 where either is constant."""
+    return _correlation("spearmanr", predictions, references)
+
+
+@functools.cache
+def _rouge_scorer():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+
+
+def _rouge(name: str, predictions: Predictions, references: References, choices: Choices = ()) -> float:
+    """Mean F-measure of ROUGE (Lin, 2004) with stemming, as the package rouge-score computes it."""
+    scores = [_rouge_scorer().score_multi(refs, p)[name].fmeasure
+              for p, refs in zip(predictions, references, strict=True)]
+    return sum(scores) / len(scores)
+
+
+_FUNCTIONS: dict[str, Callable[[Predictions, References, Choices], float]] = {
+    function.__name__: function for function in (exact_match, accuracy, f1, macro_f1, matthews, pearson, spearman)
+} | {name: functools.partial(_rouge, name) for name in ("rouge1", "rouge2", "rougeL")}
+METRICS = tuple(_FUNCTIONS)  # what a task file may name
+NEED_CHOICES = ("macro_f1", "matthews")
+
+
+def metric_names(declared: Sequence[str], choices: Choices | str) -> tuple[str, ...]:
+    """Names of all metrics that a task yields: exact_match, those it declares, accuracy or ROUGE by its kind."""
+    by_kind = ("accuracy",) if choices else ("rouge1", "rouge2", "rougeL")
+    return tuple(dict.fromkeys(("exact_match", *declared, *by_kind)))
+
+
+@functools.cache
+def _metric_class():
+    # The import takes seconds, so it waits until something is measured.
+    import datasets
+    import evaluate
+
+    class TextMetrics(evaluate.Metric):
+        """The named metrics of one item as one `evaluate.Metric`."""
+
+        def __init__(self, names: Sequence[str], choices: Choices):
+            super().__init__(keep_in_memory=True)
+            self.names, self.choices = names, choices
+
+        def _info(self):
+            return evaluate.MetricInfo(
+                description=__doc__, citation="", inputs_description="predictions, lists of accepted answers",
+                features=datasets.Features({"predictions": datasets.Value("string"),
+                                            "references": datasets.Sequence(datasets.Value("string"))}),
+            )
+
+        def _compute(self, predictions, references):
+            return {name: _FUNCTIONS[name](predictions, references, self.choices) for name in self.names}
+
+    return TextMetrics
+
+
+def compute(names: Sequence[str], predictions: Predictions, references: References,
+            choices: Choices = ()) -> dict[str, float]:
+    """Compute the named metrics.
+
+    Args:
+        names: a selection of METRICS.
+        predictions: one string a row.
+        references: the accepted answers of each row, the gold target first.
+        choices: the task's fixed answer choices, empty where it has none.
+
+    Raises:
+        ValueError: no rows, or a different number of predictions and references.
+    """
+    if not predictions or len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions for {len(references)} rows; expected as many, and not none")
+    metric = _metric_class()(names, choices)
+    return metric.compute(predictions=list(predictions), references=list(map(list, references)))

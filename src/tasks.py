@@ -23,7 +23,7 @@ import jinja2.meta
 import jinja2.sandbox
 import yaml
 
-from src.errors import InputError, did_you_mean
+from src.errors import InputError, did_you_mean, run_as_script
 from src.metrics import METRICS
 
 # The fixed families of tasks; a task file names its own by index (`group: 2`).
@@ -66,6 +66,10 @@ def _variables(source: str, expression: bool = False) -> frozenset[str]:
     """Names that the Jinja `source` takes from the row."""
     tree = _JINJA.parse("{{ " + source + " }}" if expression else source)
     return frozenset(jinja2.meta.find_undeclared_variables(tree)) - {"answer_choices"} - set(_JINJA.globals)
+
+
+class EmptyRow(InputError):
+    """A row without text: the hub's data sets hold a few. It is left out and counted."""
 
 
 @dataclass(frozen=True)
@@ -131,22 +135,25 @@ class Template:
     def is_labelled(self, row: Mapping[str, Any]) -> bool:
         """Whether the row has a gold label: the hub marks missing ones with null, or with -1."""
         values = [row.get(name) for name in self.target_variables]
-        return not any(value is None or isinstance(value, (int, float)) and value < 0 for value in values)
+        return not any(value is None or (isinstance(value, (int, float)) and value < 0) for value in values)
 
     def render(self, row: Mapping[str, Any]) -> Rendered:
         """Render one row.
 
-        Raises InputError where a column is missing or null, the row has no label, or input or target is empty.
+        Raises:
+            InputError: a column is missing, the row has no gold label, or the template cannot be applied to it.
+            EmptyRow: a column is null, or what is rendered is empty.
         """
-        for name in sorted(self.variables):
-            if row.get(name) is None:
-                state = "is null" if name in row else f"is missing (columns found: {', '.join(sorted(row))})"
-                raise InputError(f"task '{self.task}', template {self.index} ({self.name}): field '{name}' {state}")
+        where = f"task '{self.task}', template {self.index} ({self.name})"
+        missing = sorted(self.variables - row.keys())
+        if missing:
+            raise InputError(f"{where}: field '{missing[0]}' is missing (fields found: {', '.join(sorted(row))})")
         if not self.is_labelled(row):
-            raise InputError(
-                f"task '{self.task}', template {self.index} ({self.name}): the row has no gold label "
-                f"({', '.join(f'{name} = {row[name]!r}' for name in sorted(self.target_variables))})"
-            )
+            labels = ", ".join(f"{name} = {row[name]!r}" for name in sorted(self.target_variables))
+            raise InputError(f"{where}: the row has no gold label ({labels})")
+        for name in sorted(self.variables):
+            if row[name] is None:
+                raise EmptyRow(f"{where}: field '{name}' is null")
         try:
             choices = self.answer_choices
             if isinstance(choices, str):
@@ -158,10 +165,10 @@ class Template:
             # dict.fromkeys: data sets repeat an answer once for each annotator
             references = tuple(dict.fromkeys(str(text).strip() for text in references))
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
-            raise InputError(f"task '{self.task}', template {self.index} ({self.name}): {error}") from error
+            raise InputError(f"{where}: {error}") from error
         if not source or not target or not all(references) or not references:
             empty = "input" if not source else "target" if not target else "an accepted answer"
-            raise InputError(f"task '{self.task}', template {self.index} ({self.name}): {empty} is empty")
+            raise EmptyRow(f"{where}: {empty} is empty")
         return Rendered(source, target, references)
 
 
@@ -172,6 +179,10 @@ class Source:
     path: str
     config: str | None = None
     revision: str | None = None
+
+    @property
+    def label(self) -> str:
+        return self.path + (f" ({self.config})" if self.config else "")
 
 
 @dataclass(frozen=True)
@@ -254,7 +265,7 @@ def load_task(name: str, task_dir: str | Path) -> Task:
     if name not in task_names(task_dir):
         raise InputError(f"unknown task '{name}' in {task_dir}: {did_you_mean(name, task_names(task_dir))}")
     path = Path(task_dir) / f"{name}.yaml"
-    return _load_yaml(path) if path.exists() else _load_natural_instructions(path.with_suffix(".json"))
+    return _load_yaml(path) if path.exists() else _load_natural_instructions(Path(task_dir) / f"{name}.json")
 
 
 # ---- YAML ----------------------------------------------------------------------------------------------------------
@@ -411,7 +422,8 @@ class _PromptsourceLoader(yaml.SafeLoader):
     """Reads promptsource's `!Template` and `!TemplateMetadata` as plain mappings."""
 
 
-_PromptsourceLoader.add_multi_constructor("!Template", lambda loader, _, node: loader.construct_mapping(node, deep=True))
+_PromptsourceLoader.add_multi_constructor(
+    "!Template", lambda loader, _, node: loader.construct_mapping(node, deep=True))
 
 
 def _load_promptsource(task: str, path: Path) -> list[Template]:
@@ -486,4 +498,4 @@ def _load_natural_instructions(path: Path) -> Task:
 if __name__ == "__main__":
     from src.catalogue import main
 
-    raise SystemExit(main())
+    run_as_script(main)

@@ -1,0 +1,29 @@
+"""Fine-tune a sequence-to-sequence model on one or several tasks together.
+
+CUDA_VISIBLE_DEVICES=0 python train_multitask.py --do_train --do_eval --predict_with_generate \\
+    --model_name_or_path t5-small --task_names rte boolq wic mnli --max_steps 5000 --learning_rate 5e-5 \\
+    --lr_scheduler_type constant --eval_strategy steps --eval_steps 500 --save_strategy steps --save_steps 500 \\
+    --load_best_model_at_end --metric_for_best_model eval_exact_match --greater_is_better True --save_name mtl
+
+Results: results/<save_name>/, one row per task; README.md explains the files.
+"""
+
+from src.errors import run_as_script
+
+
+def main() -> int:
+    from src.args import MultitaskArguments, parse
+
+    data_args, model_args, result_args, training_args = parse(MultitaskArguments, __doc__)
+
+    from src.experiment import default_save_name, run_experiment, task_items
+    from src.tasks import expand_names, load_task
+
+    names, indices = expand_names(data_args.task_names, data_args.task_dir), data_args.indices()
+    items = task_items([load_task(name, data_args.task_dir) for name in names], indices)
+    save_name = default_save_name(names, indices, model_args.model_name_or_path)
+    return run_experiment(items, save_name, data_args, model_args, result_args, training_args)
+
+
+if __name__ == "__main__":
+    run_as_script(main)
