@@ -26,12 +26,11 @@ READY = b"ready"
 NUMBER = struct.Struct("i")  # on a child's pipe: its process id at the start, its exit code at the end
 
 
-def main(connection: socket.socket, preload: list[str]) -> None:
+def main(connection: socket.socket, preload: str) -> None:
     """Serve until the scheduler hangs up; a forked child leaves the loop and runs its script."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in preload:
-        importlib.import_module(name)
+    importlib.import_module(preload)
     _check_forkable()
     gc.collect()
     gc.freeze()  # children do not copy pages by looking through what they never free

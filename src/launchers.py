@@ -23,8 +23,7 @@ from src.forkserver import NUMBER, READY
 from src.process import PARENT
 
 ROOT = Path(__file__).resolve().parent.parent
-# What a training script imports, so that the forkserver has it: see tests/bench_sweep.py for what is still missing.
-PRELOAD = ("src.experiment", "datasets", "peft", "accelerate", "transformers.models.t5.modeling_t5")
+PRELOAD = "src.preload"  # what the forkserver imports
 
 
 # ---- devices -------------------------------------------------------------------------------------------------------
@@ -67,7 +66,9 @@ def device_environment(device: str, slots: int) -> dict[str, str]:
     if device != "cpu":
         return {"CUDA_VISIBLE_DEVICES": device}
     threads = max(1, len(os.sched_getaffinity(0)) // slots)
-    return {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    return {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+            # threads that spin while they wait make a tiny training 8 times slower where others use the cores, too
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 
 
 # ---- children on this box ------------------------------------------------------------------------------------------
@@ -129,8 +130,8 @@ class _WarmChild:
 class WarmStarter:
     """Starts each child by a fork of src/forkserver.py. Raises RuntimeError where that cannot be done."""
 
-    def __init__(self, log: Path, environment: dict[str, str], preload: Sequence[str]):
-        self.log, self.preload = log, list(preload)
+    def __init__(self, log: Path, environment: dict[str, str], preload: str):
+        self.log, self.preload = log, preload
         # numpy's threads would be started by its import, and a process with threads should not be forked
         self.environment = environment | {"OPENBLAS_NUM_THREADS": "1"}
         self._launch()

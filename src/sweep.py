@@ -21,7 +21,7 @@ import socket
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -61,7 +61,7 @@ class Items:
     script: str
     flags: Callable[[Subset], list[str]]
     task: str | None = None  # of which a bare index in a cluster file names a template
-    preload: Sequence[str] = PRELOAD  # what the script imports, for a warm start
+    preload: str = PRELOAD  # module whose import warms up the script
 
 
 @dataclass
@@ -81,6 +81,8 @@ class Running:
 def run_sweep(args: argparse.Namespace, items: Items) -> int:
     """Do what the command line says; return the exit code. Raises InputError for bad input, before anything runs."""
     sweep = Sweep(args, items)
+    if args.status or args.dry_run:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # piped into `head`
     if args.status:
         return sweep.print_status()
     if args.dry_run:

@@ -21,7 +21,7 @@ def main() -> int:
     args = parse(parser)
     ledger.STALE_AFTER, ledger.RENEW_EVERY = args.stale_after, args.stale_after / 20
     hashes = {chr(ord("a") + index) if args.number <= 26 else f"t{index}": "hash" for index in range(args.number)}
-    return run_sweep(args, Items(hashes, CHILD, lambda members: ["--task_names", *members], preload=["src.results"]))
+    return run_sweep(args, Items(hashes, CHILD, lambda members: ["--task_names", *members], preload="src.results"))
 
 
 if __name__ == "__main__":

