@@ -10,7 +10,6 @@ The children are train_multi_instruction.py. Completed subsets: sampled_tasks/<t
 """
 
 from src.errors import InputError, run_as_script
-from src.process import die_with_parent
 from src.sweep import Items, run_sweep
 from src.sweep_args import parse, sweep_parser
 from src.tasks import load_task
@@ -19,7 +18,6 @@ CHILD = "train_multi_instruction.py"
 
 
 def main() -> int:
-    die_with_parent()
     parser = sweep_parser(__doc__, CHILD)
     parser.add_argument("--dataset", required=True, metavar="TASK", help="the task whose instructions are sampled")
     parser.add_argument("--num_tasks", type=int, help="sample from its first so many instructions (default: all)")

@@ -12,7 +12,6 @@ import hashlib
 from pathlib import Path
 
 from src.errors import InputError, run_as_script
-from src.process import die_with_parent
 from src.sweep import Items, run_sweep
 from src.sweep_args import parse, sweep_parser
 from src.tasks import GROUPS, expand_names, load_task, task_names
@@ -21,7 +20,6 @@ CHILD = "train_multitask.py"
 
 
 def main() -> int:
-    die_with_parent()
     parser = sweep_parser(__doc__, CHILD)
     parser.add_argument("--target_task_group", type=int, nargs="+", metavar="GROUP", help="sample from the tasks of "
                         "these groups: " + ", ".join(f"{number} {name}" for number, name in enumerate(GROUPS)))

@@ -1,7 +1,7 @@
 """Ways to start work: a child process per subset on this box, the same sweep again on SLURM or Ray workers.
 
 A child is a process group of its own that holds its subset's claim. It never outlives its scheduler where the script
-calls `src.process.die_with_parent()`. A worker is the very same command with `--launcher local`: what keeps workers
+is run by `src.errors.run_as_script`. A worker is the very same command with `--launcher local`: what keeps workers
 apart is the ledger, so local sweeps, SLURM and Ray workers may share one task set.
 """
 
@@ -200,6 +200,7 @@ SLURM_SCRIPT = """\
 #SBATCH --array=1-{workers}
 #SBATCH --signal=B:TERM@30
 #SBATCH --output={log}
+#SBATCH --open-mode=append
 {options}
 # The end is near, or the job is preempted: stop the worker, which gives up its claim, and queue this job again.
 # A job that was cancelled is no longer RUNNING and stays cancelled.

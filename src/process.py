@@ -1,6 +1,5 @@
 """Processes that end together, and what an exit code says. Imports nothing heavy."""
 
-import ctypes
 import os
 import signal
 
@@ -11,11 +10,13 @@ _PR_SET_PDEATHSIG = 1
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent dies, if the parent asked for that by `SWEEP_PARENT_PID`.
 
-    Call it first in a script, before slow imports. Children started by this process do not inherit the request.
+    `run_as_script` calls it, before slow imports. Children started by this process do not inherit the request.
     """
     parent = os.environ.pop(PARENT, None)
     if parent is None:
         return
+    import ctypes
+
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     except (OSError, AttributeError):  # not Linux: an orphan keeps its claim and finishes

@@ -6,7 +6,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from src import ledger
 from src.errors import run_as_script
-from src.process import die_with_parent
 from src.sweep import Items, run_sweep
 from src.sweep_args import parse, sweep_parser
 
@@ -14,7 +13,6 @@ CHILD = str(Path(__file__).with_name("stub_child.py"))
 
 
 def main() -> int:
-    die_with_parent()
     parser = sweep_parser(__doc__, "stub_child.py")
     parser.add_argument("number", type=int)
     parser.add_argument("--stale_after", type=float, default=ledger.STALE_AFTER)
