@@ -198,7 +198,7 @@ def translate_old_flags(arguments: list[str]) -> list[str]:
             continue
         if not equals and i < len(arguments) and not arguments[i].startswith("--"):
             value, i = arguments[i], i + 1
-        on = value.lower() not in ("false", "no", "0")
+        on = value.lower() not in ("false", "f", "no", "n", "0")
         if name == "--no_cuda":
             new, now = ["--use_cpu", str(on)], "--use_cpu"
         elif name == "--warmup_ratio":

@@ -6,7 +6,9 @@ source and selection, the template's text, the tokenizer and the lengths. Runs, 
 
 import contextlib
 import fcntl
+import functools
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.errors import InputError, warn
 from src.metrics import metric_names
-from src.tasks import SPLITS, EmptyRow, Rendered, Task, Template
+from src.tasks import EmptyRow, Rendered, Task, Template
 
 if TYPE_CHECKING:
     import datasets
@@ -82,6 +84,8 @@ def _read_file(path: Path) -> Sequence[dict]:
             rows = []
             with path.open(encoding="utf-8") as file:
                 for number, line in enumerate(file, 1):
+                    if not line.strip():  # mostly the last line
+                        continue
                     row = json.loads(line)
                     if not isinstance(row, dict):
                         raise InputError(f"{path}, line {number}: a row must be a JSON object")
@@ -90,7 +94,8 @@ def _read_file(path: Path) -> Sequence[dict]:
         if path.suffix == ".csv":
             import pandas
 
-            frame = pandas.read_csv(path, keep_default_na=False, na_values=[""])
+            # Nullable types keep whole numbers whole in a column with gaps.
+            frame = pandas.read_csv(path, keep_default_na=False, na_values=[""], dtype_backend="numpy_nullable")
             return frame.astype(object).where(frame.notna(), None).to_dict("records")
         import pyarrow.parquet
 
@@ -108,6 +113,7 @@ def _find_on_hub(task: Task, split: str, data_dir: str | Path, cache_dir: str | 
 
     failures = []
     for source in task.sources:
+        check_hub(source.path)
         try:
             # On the hub's branch of converted files a configuration is a folder.
             config = "data_dir" if source.revision == "refs/convert/parquet" else "name"
@@ -123,6 +129,27 @@ def _find_on_hub(task: Task, split: str, data_dir: str | Path, cache_dir: str | 
     raise InputError("\n".join([f"task '{task.name}': no rows for split '{split}'. There is no folder "
                                 f"{Path(data_dir) / task.name} (--data_dir), and of its sources on the hub", *failures,
                                 "none could be loaded"]))
+
+
+def check_hub(name: str) -> None:
+    """Where `name` is no local folder and the hub is out of reach, set the hub's library to offline mode.
+
+    It then looks into its cache or gives up at once, instead of trying each file six times in 23 seconds.
+    """
+    if not Path(name).is_dir():
+        _set_offline_where_out_of_reach()
+
+
+@functools.cache
+def _set_offline_where_out_of_reach() -> None:
+    import datasets
+    import huggingface_hub
+
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
+    except Exception as error:  # whatever the hub's HTTP library raises
+        warn(f"the hub is out of reach, only what is cached will be found ({type(error).__name__}: {error})")
+        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
 # ---- selection -----------------------------------------------------------------------------------------------------
@@ -143,8 +170,8 @@ class Selection:
     def key(self) -> list:
         """Everything that decides which rows these are."""
         drawn = self.slice_of is not None or self.downsample is not None
-        cut = [self.role, self.slice_of.fingerprint] if self.slice_of else None
-        return [self.rows.fingerprint, cut, self.downsample, self.seed if drawn else None]
+        return [self.role, self.rows.fingerprint, self.slice_of.fingerprint if self.slice_of else None,
+                self.downsample, self.seed if drawn else None]
 
     def load(self) -> list[tuple[int, dict]]:
         """Return (row number at the source counted from 1, row) for each selected row.
@@ -175,22 +202,26 @@ def select_rows(task: Task, roles: Sequence[str], data_dir: str | Path, cache_di
     Raises:
         InputError: a split is missing, or test is asked for and there is nothing to test on.
     """
-    rows = {split: find_rows(task, split, data_dir, cache_dir) for split in SPLITS if split in roles or split != "test"}
-    test = rows.get("test")
-    test_labelled = test is not None and all(map(task.bare.is_labelled, list(test.load())[:1]))
+    find = functools.cache(lambda split: find_rows(task, split, data_dir, cache_dir))
+    test = find("test") if "test" in roles else None
+    test_labelled = test is not None and all(map(task.bare.is_labelled, itertools.islice(test.load(), 1)))
     cut = validation_from_train
     if cut is None:
         cut = "test" in roles and not test_labelled
     if "test" in roles and not test_labelled and not cut:
         raise InputError(f"--do_predict: task '{task.name}' has no test split with gold labels, and "
                          "--validation_from_train False keeps the validation split from serving as one")
-    official = rows["validation"]
-    places = {
-        "train": (rows["train"], official if cut else None),
-        "validation": (rows["train"], official) if cut else (official, None),
-        "test": (test, None) if test_labelled else (official, None),
-    }
-    return {role: Selection(task, role, *places[role], downsample, seed) for role in roles}
+
+    def select(role: str) -> Selection:
+        if role == "test":
+            rows, slice_of = test if test_labelled else find("validation"), None
+        elif cut:
+            rows, slice_of = find("train"), find("validation")
+        else:
+            rows, slice_of = find(role), None
+        return Selection(task, role, rows, slice_of, downsample, seed)
+
+    return {role: select(role) for role in roles}
 
 
 # ---- tokenised data ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Nothing is downloaded: the classes of `evaluate` are subclassed here, not loaded
 """
 
 import functools
+import math
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -47,10 +48,10 @@ def accuracy(predictions: Predictions, references: References, choices: Choices 
 
 
 def _classes(predictions: Predictions, references: References, choices: Choices) -> tuple[list[int], list[int]]:
-    """Predicted and gold class of each row; -1 for a prediction that is none of the choices."""
+    """Predicted and gold class of each row; -1 for a text that is none of the choices."""
     lead = _leading(choices)
     index = {lead(choice): i for i, choice in enumerate(choices)}
-    return [index.get(lead(p), -1) for p in predictions], [index[lead(refs[0])] for refs in references]
+    return [index.get(lead(p), -1) for p in predictions], [index.get(lead(refs[0]), -1) for refs in references]
 
 
 def _token_f1(prediction: str, reference: str) -> float:
@@ -88,13 +89,14 @@ def matthews(predictions: Predictions, references: References, choices: Choices 
 
 
 def _scores(predictions: Predictions, references: References) -> tuple[list[float], list[float]]:
-    """Predicted and gold numbers; a prediction that is no number counts as 0."""
+    """Predicted and gold numbers; a prediction that is no finite number counts as 0."""
 
     def number(text: str) -> float:
         try:
-            return float(text.split()[0])
+            value = float(text.split()[0])
         except (ValueError, IndexError):
             return 0.0
+        return value if math.isfinite(value) else 0.0
 
     return [number(p) for p in predictions], [number(refs[0]) for refs in references]
 
@@ -119,15 +121,15 @@ def spearman(predictions: Predictions, references: References, choices: Choices 
 
 
 @functools.cache
-def _rouge_scorer():
+def _rouge_scorer(name: str):
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    return RougeScorer([name], use_stemmer=True)
 
 
 def _rouge(name: str, predictions: Predictions, references: References, choices: Choices = ()) -> float:
     """Mean F-measure of ROUGE (Lin, 2004) with stemming, as the package rouge-score computes it."""
-    scores = [_rouge_scorer().score_multi(refs, p)[name].fmeasure
+    scores = [_rouge_scorer(name).score_multi(refs, p)[name].fmeasure
               for p, refs in zip(predictions, references, strict=True)]
     return sum(scores) / len(scores)
 
@@ -136,7 +138,7 @@ _FUNCTIONS: dict[str, Callable[[Predictions, References, Choices], float]] = {
     function.__name__: function for function in (exact_match, accuracy, f1, macro_f1, matthews, pearson, spearman)
 } | {name: functools.partial(_rouge, name) for name in ("rouge1", "rouge2", "rougeL")}
 METRICS = tuple(_FUNCTIONS)  # what a task file may name
-NEED_CHOICES = ("macro_f1", "matthews")
+NEED_CHOICES = ("macro_f1", "matthews")  # only for fixed answer choices
 
 
 def metric_names(declared: Sequence[str], choices: Choices | str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import csv
 import fcntl
 import io
 import json
+import math
 import os
 import re
 import statistics
@@ -138,7 +139,7 @@ def _summary(rows: Iterable[Mapping[str, str]], split: str) -> str:
     """Means and standard deviations over runs, as CSV text; empty where `split` has no completed rows.
 
     Runs of different settings under one name stay in rows of their own (`config_hash`). The standard deviation is
-    that of a sample (n - 1), and empty for a single run.
+    that of a sample (n - 1), and empty for a single run and where a run gave NaN or infinity.
     """
     values = defaultdict(lambda: defaultdict(list))
     for row in rows:
@@ -157,14 +158,15 @@ def _summary(rows: Iterable[Mapping[str, str]], split: str) -> str:
         for metric in metrics:
             seen = group.get(metric, [])
             numbers += [round(statistics.fmean(seen), 6) if seen else "",
-                        round(statistics.stdev(seen), 6) if len(seen) > 1 else ""]
+                        round(statistics.stdev(seen), 6) if len(seen) > 1 and all(map(math.isfinite, seen)) else ""]
         writer.writerow([item, trained_on, *numbers, max(map(len, group.values())), config_hash])
     return text.getvalue()
 
 
 def natural_order(text: str) -> list:
-    """Sort key under which rte_2 comes before rte_10."""
-    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", text)]
+    """Sort key under which rte_-1 comes before rte_0, and rte_2 before rte_10."""
+    pieces = re.split(r"((?<=_)-\d+|\d+)", text)  # every other piece is a number
+    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
 
 
 def main(arguments: list[str] | None = None) -> int:

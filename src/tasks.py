@@ -24,7 +24,7 @@ import jinja2.sandbox
 import yaml
 
 from src.errors import InputError, did_you_mean, run_as_script
-from src.metrics import METRICS
+from src.metrics import METRICS, NEED_CHOICES
 
 # The fixed families of tasks; a task file names its own by index (`group: 2`).
 GROUPS = (
@@ -85,7 +85,8 @@ class Rendered:
 class Template:
     """One instruction of a task. `index` is its `--template_idx`; -1 is the bare input.
 
-    `answer_choices` is a fixed tuple, or a Jinja expression over the row, or empty (free text).
+    `answer_choices` is a fixed tuple, or empty (free text), or made of the row: a Jinja expression that gives a list,
+    or, as promptsource has it, a Jinja template that gives text with `|||` between the choices.
     `references` is a Jinja expression that gives the list of accepted answers (default: the target alone).
     """
 
@@ -117,9 +118,10 @@ class Template:
     def variables(self) -> frozenset[str]:
         """Columns that the template reads."""
         names = self.target_variables | _variables(self.input)
-        for expression in (self.references, self.answer_choices):
-            if expression and isinstance(expression, str):
-                names |= _variables(expression, expression=True)
+        if self.references:
+            names |= _variables(self.references, expression=True)
+        if isinstance(self.answer_choices, str):
+            names |= _variables(self.answer_choices, expression="|||" not in self.answer_choices)
         return names
 
     def check_columns(self, columns: Iterable[str], where: str) -> None:
@@ -156,15 +158,17 @@ class Template:
                 raise EmptyRow(f"{where}: field '{name}' is null")
         try:
             choices = self.answer_choices
-            if isinstance(choices, str):
-                choices = tuple(map(str, _compile_expression(choices)(**row)))
+            if isinstance(choices, str) and "|||" in choices:
+                choices = tuple(choice.strip() for choice in _compile(choices).render(row).split("|||"))
+            elif isinstance(choices, str):
+                choices = tuple(map(str, _compile_expression(choices)(row)))
             values = {**row, "answer_choices": choices}
             source = _compile(self.input).render(values).strip()
             target = _compile(self.target).render(values).strip()
-            references = _compile_expression(self.references)(**values) if self.references else [target]
+            references = _compile_expression(self.references)(values) if self.references else [target]
             # dict.fromkeys: data sets repeat an answer once for each annotator
             references = tuple(dict.fromkeys(str(text).strip() for text in references))
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+        except Exception as error:  # whatever the expressions of a task file raise
             raise InputError(f"{where}: {error}") from error
         if not source or not target or not all(references) or not references:
             empty = "input" if not source else "target" if not target else "an accepted answer"
@@ -283,7 +287,7 @@ class _Document:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             raise InputError(f"{path}, line {mark.line + 1 if mark else '?'}: {error.problem}") from error
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"{path}: {error}") from error
         if not isinstance(self.data, dict):
             raise InputError(f"{path}, line 1: a task file is a mapping of fields")
@@ -322,7 +326,7 @@ class _Document:
         if not isinstance(source, str) or not source.strip():
             self.fail(keys, f"must be text that is not empty, found {source!r}")
         try:
-            _variables(source, expression)
+            (_compile_expression if expression else _compile)(source)  # parsing alone lets unknown filters pass
         except jinja2.TemplateSyntaxError as error:
             self.fail(keys, f"template does not parse: {error.message}")
         return source
@@ -349,10 +353,13 @@ def _load_yaml(path: Path) -> Task:
         document.fail(("group",), f"must be 0 to {len(GROUPS) - 1} ({', '.join(GROUPS)}), found {group!r}")
 
     sources = []
-    for i, source in enumerate(data.get("sources", [])):
+    for i, source in enumerate(data.get("sources") or []):
         if not isinstance(source, dict) or "path" not in source:
             document.fail(("sources", i), "must have a path")
         document.only(("sources", i), source, {"path", "config", "revision"})
+        for key, value in source.items():
+            if not isinstance(value, str):
+                document.fail(("sources", i, key), f"must be text, found {value!r}")
         sources.append(Source(**source))
     maps = {}
     for key, kind in (("splits", str), ("rows", int)):
@@ -370,18 +377,19 @@ def _load_yaml(path: Path) -> Task:
     def template(keys: tuple, index: int, name: str, own: dict) -> Template:
         """A template's own target, answer choices and references go before the task's."""
         values = {key: own.get(key, data.get(key)) for key in ("target", "answer_choices", "references")}
+        place = {key: (*keys, key) if key in own else (key,) for key in values}
         choices = values["answer_choices"]
         if isinstance(choices, str):
-            choices = document.jinja((*keys, "answer_choices"), choices, expression=True)
+            choices = document.jinja(place["answer_choices"], choices, expression=True)
         elif choices is not None:
-            choices = document.strings((*keys, "answer_choices"), choices)
+            choices = document.strings(place["answer_choices"], choices)
         references = values["references"]
         if references is not None:
-            references = document.jinja((*keys, "references"), references, expression=True)
+            references = document.jinja(place["references"], references, expression=True)
         return Template(
             path.stem, index, name,
-            document.jinja((*keys, "input"), own.get("input")),
-            document.jinja((*keys, "target") if "target" in own else ("target",), values["target"]),
+            document.jinja((*keys, "input") if keys else ("bare",), own["input"]),
+            document.jinja(place["target"], values["target"]),
             choices or (), references,
         )
 
@@ -408,10 +416,15 @@ def _load_yaml(path: Path) -> Task:
 
     bare = data.get("bare", "\n".join(f"{name}: {{{{ {name} }}}}" for name in fields)
                     if len(fields) > 1 else f"{{{{ {fields[0]} }}}}")
+    bare = template((), NO_INSTRUCTION, "none", {"input": bare})
+    for i, metric in enumerate(metrics):
+        lacking = [t.name for t in (bare, *templates) if not t.answer_choices or isinstance(t.answer_choices, str)]
+        if metric in NEED_CHOICES and lacking:
+            document.fail(("metrics", i), f"{metric} needs fixed answer_choices; template '{lacking[0]}' has none")
     return Task(
         name=path.stem, description=str(data["description"]).strip(), sources=tuple(sources), splits=maps["splits"],
         rows=maps["rows"], fields=fields, metrics=metrics, templates=tuple(templates), path=path, group=group,
-        bare=template((), NO_INSTRUCTION, "none", {"input": bare}),
+        bare=bare,
     )
 
 
@@ -430,28 +443,38 @@ def _load_promptsource(task: str, path: Path) -> list[Template]:
     """Templates of a promptsource `templates.yaml` (Bach et al., 2022), sorted by name: the file has no order."""
     try:
         entries = yaml.load(path.read_text(encoding="utf-8"), _PromptsourceLoader)["templates"].values()
-        entries = sorted(entries, key=lambda entry: entry["name"])
-        templates = []
-        for index, entry in enumerate(entries):
-            source, separator, target = entry["jinja"].partition("|||")
-            if not separator:
-                raise InputError(f"{path}: template '{entry['name']}' has no '|||' between input and target")
-            choices: tuple | str = ()
-            if entry.get("answer_choices"):
-                parts = [part.strip() for part in entry["answer_choices"].split("|||")]
-                choices = tuple(parts)
-                if any("{{" in part for part in parts):  # choices made of the row: turn into one list expression
-                    rendered = [part.replace("{{", "").replace("}}", "").strip() if "{{" in part else json.dumps(part)
-                                for part in parts]
-                    choices = "[" + ", ".join(rendered) + "]"
-            name = "_".join(entry["name"].split())
-            templates.append(Template(task, index, name, source.strip(), target.strip(), choices))
-            _variables(source), _variables(target)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, jinja2.TemplateSyntaxError) as error:
-        raise InputError(f"{path}: not a promptsource file: {error!r}") from error
+        templates = [_promptsource_template(task, index, entry, path)
+                     for index, entry in enumerate(sorted(entries, key=lambda entry: entry["name"]))]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not a promptsource file: {type(error).__name__}: {reason}") from error
     if not templates:
         raise InputError(f"{path}: holds no template")
     return templates
+
+
+def _promptsource_template(task: str, index: int, entry: dict, path: Path) -> Template:
+    whole, choices = entry["jinja"], entry.get("answer_choices") or ()
+    if "|||" not in whole:
+        raise InputError(f"{path}: template '{entry['name']}' has no '|||' between input and target")
+    source, _, target = whole.partition("|||")
+    try:
+        apart = _variables(source) | _variables(target) == _variables(whole)
+    except jinja2.TemplateSyntaxError:
+        apart = False
+    if not apart:  # the bars stand inside an if, or the target uses what the input sets: render first, then divide
+        whole = "{% set whole %}" + whole.replace("|||", "\x1e", 1) + "{% endset %}"
+        source, target = (whole + "{{ whole.partition('\x1e')[" + part + "] }}" for part in "02")
+    if choices and "{" not in choices:
+        choices = tuple(choice.strip() for choice in choices.split("|||"))
+    elif choices and "|||" not in choices:
+        raise InputError(f"{path}: template '{entry['name']}' has no '|||' between its answer_choices")
+    try:
+        for text in (source, target, choices):
+            _compile(text) if isinstance(text, str) else None
+    except jinja2.TemplateSyntaxError as error:
+        raise InputError(f"{path}: template '{entry['name']}' does not parse: {error.message}") from error
+    return Template(task, index, "_".join(entry["name"].split()), source.strip(), target.strip(), choices)
 
 
 def _read_json(path: Path) -> dict:
@@ -463,8 +486,8 @@ def _read_json(path: Path) -> dict:
         raise InputError(f"{path}: {error}") from error
 
 
-def _as_list(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
+def _as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def _load_natural_instructions(path: Path) -> Task:
@@ -475,22 +498,26 @@ def _load_natural_instructions(path: Path) -> Task:
             raise InputError(f"{path}: field '{key}' is missing or empty; a Natural Instructions file has "
                              "Definition, Positive Examples and Instances")
     outputs = set()
-    for i, instance in enumerate(data["Instances"]):
-        if not isinstance(instance, dict) or not instance.get("input") or not instance.get("output"):
-            raise InputError(f"{path}: Instances[{i}] needs 'input' and 'output' that are not empty")
-        outputs.update(text.strip() for text in _as_list(instance["output"]))
+    definitions, instances = _as_list(data["Definition"]), _as_list(data["Instances"])
+    if not all(isinstance(text, str) for text in definitions):
+        raise InputError(f"{path}: Definition must be text or a list of texts")
+    for i, instance in enumerate(instances):
+        texts = [instance.get("input"), *_as_list(instance.get("output"))] if isinstance(instance, dict) else [None]
+        if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise InputError(f"{path}: Instances[{i}] needs 'input' and 'output' that are texts and not empty")
+        outputs.update(text.strip() for text in texts[1:])
     choices = tuple(sorted(outputs)) if len(outputs) <= MAX_INFERRED_CHOICES else ()
 
     def template(index: int, name: str, source: str) -> Template:
         return Template(path.stem, index, name, source, "{{ output[0] }}", choices, "output")
 
     return Task(
-        name=path.stem, description=_as_list(data["Definition"])[0].strip().partition("\n")[0],
+        name=path.stem, description=definitions[0].strip().partition("\n")[0],
         sources=(), splits={split: split for split in SPLITS}, rows={},
         fields=("input",), metrics=("exact_match",) if choices else ("rougeL",),
         # json.dumps makes the definition a Jinja string literal, so that braces in it stay text
-        templates=tuple(template(i, f"definition_{i}", "{{ " + json.dumps(text.strip()) + " }}\n\n{{ input }}")
-                        for i, text in enumerate(_as_list(data["Definition"]))),
+        templates=tuple(template(i, f"definition_{i}", "{{ " + json.dumps(text.strip(), ensure_ascii=False)
+                                 + " }}\n\n{{ input }}") for i, text in enumerate(definitions)),
         path=path, bare=template(NO_INSTRUCTION, "none", "{{ input }}"),
     )
 

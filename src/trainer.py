@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, DataC
 
 from src import metrics
 from src.args import DataArguments, ModelArguments, TrainingArguments
-from src.data import Prepared
+from src.data import Prepared, check_hub
 from src.errors import InputError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ def load_tokenizer(args: ModelArguments, cache_dir: str):
     """
     name = args.model_name_or_path
     where = {"revision": args.model_revision, "cache_dir": f"{cache_dir}/hub"}
+    check_hub(name)
     try:
         config = AutoConfig.from_pretrained(name, **where)
         tokenizer = AutoTokenizer.from_pretrained(name, **where)

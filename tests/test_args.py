@@ -1,0 +1,220 @@
+"""The command line: users' commands as they are, old flags, and what is refused."""
+
+import ast
+import dataclasses
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+from transformers import Seq2SeqTrainingArguments
+
+import src.args
+from src.args import (
+    InstructionArguments,
+    ModelArguments,
+    MultitaskArguments,
+    ResultArguments,
+    TrainingArguments,
+    parse,
+    translate_old_flags,
+)
+from src.errors import InputError, run_as_script
+
+ROOT = Path(__file__).parent.parent
+
+# The commands that users of the method run, written for transformers 4.28.
+COMMON = r"""
+    --do_train \
+    --do_eval \
+    --predict_with_generate \
+    --model_name_or_path {model} \
+    --max_source_length 512 \
+    --max_target_length 128 \
+    --pad_to_max_length True \
+    --generation_max_length 128 \
+    --data_dir data/splits/default \
+    --task_dir data/tasks \
+    --overwrite_output_dir \
+    --cache_dir ./cache/ \
+    --overwrite_cache \
+    --per_device_train_batch_size 8 \
+    --per_device_eval_batch_size 8 \
+    --gradient_accumulation_steps 1 \
+    --learning_rate 5e-05 \
+    --lr_scheduler_type constant \
+    --max_steps 5000 \
+    --warmup_steps 0 \
+    --logging_strategy steps \
+    --logging_steps 500 \
+    --evaluation_strategy steps \
+    --eval_steps 500 \
+    --save_strategy steps \
+    --save_steps 1000 \
+    --metric_for_best_model eval_exact_match\
+    --greater_is_better True \
+    {tasks} \
+    --output_dir saved/ \
+    --load_best_model_at_end \
+    --disable_tqdm True"""
+ONE_TASK = COMMON.format(model="t5-base", tasks="--task_name rte \\\n    --template_idx 0 1 2 3 4 5")
+SEVERAL_TASKS = COMMON.format(model="t5-small", tasks="--task_names rte boolq wic mnli") + " --runs 1 --save_name mtl"
+LEAST = "--model_name_or_path m --task_name rte --do_eval --predict_with_generate "
+
+
+def parsed(command, data_class=InstructionArguments):
+    return parse(data_class, "", shlex.split(command.replace("\\\n", "")))  # as the shell joins lines
+
+
+def fields(*flags):
+    """All fields of the parsed arguments as one mapping."""
+    groups = parsed(LEAST + " ".join(flags))
+    return {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
+
+
+def test_the_command_of_one_task():
+    data, model, results, training = parsed(ONE_TASK)
+    assert model.model_name_or_path == "t5-base" and data.task_name == "rte" and data.indices() == [0, 1, 2, 3, 4, 5]
+    assert (data.max_source_length, data.max_target_length, data.pad_to_max_length) == (512, 128, True)
+    assert training.eval_strategy == "steps" and training.eval_steps == 500 and training.save_steps == 1000
+    assert training.do_train and training.do_eval and not training.do_predict and training.predict_with_generate
+    assert training.overwrite_output_dir and data.overwrite_cache and training.load_best_model_at_end
+    assert training.metric_for_best_model == "eval_exact_match" and training.greater_is_better is True
+    assert training.disable_tqdm is True and training.learning_rate == 5e-5 and results.runs == 1
+
+
+def test_the_command_of_several_tasks():
+    data, model, results, training = parsed(SEVERAL_TASKS, MultitaskArguments)
+    assert data.task_names == ["rte", "boolq", "wic", "mnli"] and model.model_name_or_path == "t5-small"
+    assert results.save_name == "mtl" and data.mixing == "proportional" and training.eval_strategy == "steps"
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("--evaluation_strategy steps --do_train", "--eval_strategy steps --do_train"),
+    ("--evaluation_strategy=steps", "--eval_strategy=steps"),
+    ("--template_idxs 0 -1", "--template_idx 0 -1"),
+    ("--no_cuda --do_train", "--use_cpu True --do_train"),
+    ("--no_cuda False", "--use_cpu False"),
+    ("--no_cuda=False", "--use_cpu False"),
+    ("--no_cuda f", "--use_cpu False"),
+    ("--warmup_ratio 0.1", "--warmup_steps 0.1"),
+    ("--warmup_ratio=0.1 --fp16", "--warmup_steps 0.1 --fp16"),
+    ("--group_by_length --do_train", "--train_sampling_strategy group_by_length --do_train"),
+    ("--group_by_length True", "--train_sampling_strategy group_by_length"),
+    ("--group_by_length=False --do_train", "--do_train"),
+    ("--use_auth_token --do_train", "--do_train"),
+    ("--use_auth_token=abc --do_train", "--do_train"),
+    ("--logging_dir logs/x --do_train", "--do_train"),
+    ("--task_name rte", "--task_name rte"),
+])
+def test_old_flags(monkeypatch, capsys, old, new):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert translate_old_flags(old.split()) == new.split()
+    silent = ("--evaluation_strategy", "--template_idxs", "--task_name")
+    assert capsys.readouterr().err.count("is an old flag") == (not old.startswith(silent))
+    assert (os.environ.get("TENSORBOARD_LOGGING_DIR") == "logs/x") == old.startswith("--logging_dir")
+    parsed(LEAST.replace("--task_name rte", "") + ("" if "--task_name" in old else "--task_name rte ") + old)
+
+
+def test_old_flags_keep_their_meaning():
+    old = fields("--no_cuda", "--warmup_ratio 0.1", "--group_by_length True", "--template_idxs -1")
+    assert old["use_cpu"] is True and old["warmup_steps"] == 0.1 and old["template_idx"] == ["-1"]
+    assert old["train_sampling_strategy"] == "group_by_length"
+
+
+def test_booleans_mean_what_they_say(capsys):
+    false = fields("--fp16 False", "--pad_to_max_length False", "--train_lora=False", "--validation_from_train False",
+                   "--disable_tqdm False", "--overwrite_cache False")
+    names = ("fp16", "pad_to_max_length", "train_lora", "validation_from_train", "disable_tqdm", "overwrite_cache")
+    assert [false[name] for name in names] == [False] * 6
+    assert fields("--train_lora", "--validation_from_train True")["train_lora"] is True
+    assert fields()["validation_from_train"] is None
+    with pytest.raises(SystemExit):
+        fields("--fp16 perhaps")
+
+
+def test_fp16_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert fields("--fp16 True")["fp16"] is False
+    assert capsys.readouterr().err.count("--fp16 True: there is no GPU") == 1
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ("--template_id 1", "unknown argument '--template_id' did you mean '--template_idx'?"),  # no abbreviations
+    ("--max_step=5", "unknown argument '--max_step=5' did you mean '--max_steps'?"),
+    ("--quite_unknown", "unknown argument '--quite_unknown' (see"),
+    ("--predict_with_generate True stray", "unknown argument 'stray'"),
+    ("--max_steps many", "--max_steps/--max-steps: invalid int value: 'many'"),
+    ("--lr_scheduler_type flat", "--lr_scheduler_type"),
+    ("--template_idx", "--template_idx/--template-idx: expected at least one argument"),
+])
+def test_unparsable(capsys, flags, message):
+    with pytest.raises(SystemExit) as exit:
+        parsed(LEAST + flags)
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_what_must_be_given(capsys):
+    with pytest.raises(SystemExit) as exit:
+        parsed("--do_eval --predict_with_generate --model_name_or_path m")
+    assert exit.value.code == 2 and "--task_name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ("--template_idx 0 none -1", "--template_idx -1 is given twice"),
+    ("--template_idx first", "--template_idx 'first' must be"),
+    ("--downsample 0", "--downsample 0 must be at least 1"),
+    ("--max_source_length 0", "--max_source_length 0"),
+    ("--max_target_length -5", "--max_target_length -5"),
+    ("--lora_rank 0", "--lora_rank 0"),
+    ("--lora_dropout 1", "--lora_dropout 1.0"),
+    ("--num_virtual_tokens 0", "--num_virtual_tokens 0"),
+    ("--train_lora --train_prefix", "--train_lora and --train_prefix exclude each other"),
+    ("--runs 0", "--runs 0"),
+    ("--max_steps 0", "--max_steps 0"),
+    ("--learning_rate -1", "--learning_rate -1.0"),
+    ("--per_device_train_batch_size 0", "--per_device_train_batch_size 0"),
+    ("--predict_with_generate False", "add --predict_with_generate"),
+    ("--do_eval False", "nothing to do"),
+    ("--eval_strategy steps --eval_steps 500 --save_steps 750 --load_best_model_at_end",
+     "--save_steps 750 must be a multiple of --eval_steps 500"),
+])
+def test_values_that_are_not_allowed(flags, message):
+    with pytest.raises(InputError) as error:
+        parsed(LEAST + flags)
+    assert message in str(error.value)
+    with pytest.raises(SystemExit) as exit:
+        run_as_script(lambda: parsed(LEAST + flags))
+    assert exit.value.code == 2
+
+
+def test_mixing():
+    command = LEAST.replace("--task_name rte", "--task_names a b")
+    data, *_ = parsed(command + "--mixing temperature --mixing_temperature 3", MultitaskArguments)
+    assert (data.mixing, data.mixing_temperature) == ("temperature", 3)
+    with pytest.raises(InputError, match="--mixing_temperature 0"):
+        parsed(command + "--mixing_temperature 0", MultitaskArguments)
+    with pytest.raises(SystemExit):
+        parsed(command + "--mixing even", MultitaskArguments)
+
+
+def test_every_flag_of_ours_is_explained_and_read():
+    """Read: as an attribute, or by its name through getattr, in src/ or a script, the parsing itself aside."""
+    trainers = {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}
+    ours = {field.name: field for cls in (InstructionArguments, MultitaskArguments, ModelArguments, ResultArguments,
+                                          TrainingArguments)
+            for field in dataclasses.fields(cls) if field.name not in trainers}
+    assert len(ours) > 25 and all(field.metadata.get("help", "").endswith((".", ")")) for field in ours.values())
+    read = set()
+    for path in [*ROOT.glob("*.py"), *(ROOT / "src").glob("*.py")]:
+        own = path == Path(src.args.__file__)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and not own:
+                read.add(node.attr)
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr" and not own:
+                read.add(getattr(node.args[1], "value", None))
+            elif own and isinstance(node, ast.FunctionDef) and node.name == "indices":
+                read |= {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}  # read through this method
+    waiting = {"task_names"} - {"task_names" for path in ROOT.glob("train_multitask.py")}
+    assert ours.keys() - read - waiting == set()

@@ -1,0 +1,76 @@
+"""What the README says exists: its commands parse, its paths and flags are there, its example task is right."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+from src.args import InstructionArguments, MultitaskArguments, parse
+from src.tasks import load_task
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = README + (ROOT / "results/README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def test_there_are_commands():
+    assert len(commands()) >= 7
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_command(command):
+    words = [word for word in command if not re.match(r"[A-Z_]+=", word)]
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    elif words[1] == "train_multi_instruction.py":
+        data_args, *_ = parse(InstructionArguments, "", words[2:])
+        task = load_task(data_args.task_name, ROOT / data_args.task_dir)
+        assert all(task.template(index) for index in data_args.indices())
+    elif words[1] == "train_multitask.py":
+        data_args, *_ = parse(MultitaskArguments, "", words[2:])
+        assert all(load_task(name, ROOT / data_args.task_dir) for name in data_args.task_names)
+    else:
+        assert words[:2] == ["python", "-m"]
+        assert (ROOT / f"{words[2].replace('.', '/')}.py").exists()
+
+
+def test_flags_exist():
+    from src.args import ModelArguments, ResultArguments, TrainingArguments, translate_old_flags
+
+    known = {f"--{name}" for group in (InstructionArguments, MultitaskArguments, ModelArguments, ResultArguments,
+                                       TrainingArguments) for name in group.__dataclass_fields__}
+    for flag in set(re.findall(r"--[a-z_]+", DOCUMENTS)) - {"--help", "--rows", "--nproc_per_node"}:
+        assert flag in known or translate_old_flags([flag, "0"]) != [flag, "0"], flag
+
+
+def test_paths_exist():
+    file_map = re.search(r"## File map\n\n```\n(.*?)```", README, flags=re.DOTALL)[1]
+    paths = {line.split()[0] for line in file_map.splitlines() if line and not line.startswith(" ")}
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    assert not missing
+    named = {f"src/{path.name}" for path in (ROOT / "src").glob("*.py")} - {"src/__init__.py"}
+    assert named | {path.name for path in ROOT.glob("*.py")} <= paths  # every file is explained
+
+
+def test_example_task(tmp_path):
+    (tmp_path / "review.yaml").write_text(blocks("yaml")[0])
+    task = load_task("review", tmp_path)
+    rendered = task.template(1).render({"text": "Fine.", "label": 1})
+    assert rendered.target == "good" and "Fine." in rendered.input
+    assert task.bare.render({"text": "Fine.", "label": 0}).input == "Fine."
+
+
+def test_columns_are_explained():
+    from src.results import COLUMNS
+
+    text = (ROOT / "results/README.md").read_text(encoding="utf-8")
+    assert all(f"`{column}`" in text for column in COLUMNS)

@@ -1,0 +1,273 @@
+"""The training scripts end to end, as users run them, on the tiny T5."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pandas
+import pytest
+from conftest import DEMO, ROOT
+
+# The commands that users already run, word for word; only steps are cut short, by flags put after them.
+MULTI_INSTRUCTION = """
+    --do_train --do_eval --predict_with_generate --model_name_or_path t5-base --max_source_length 512
+    --max_target_length 128 --pad_to_max_length True --generation_max_length 128 --data_dir data/splits/default
+    --task_dir data/tasks --overwrite_output_dir --cache_dir ./cache/ --overwrite_cache --per_device_train_batch_size 8
+    --per_device_eval_batch_size 8 --gradient_accumulation_steps 1 --learning_rate 5e-05 --lr_scheduler_type constant
+    --max_steps 5000 --warmup_steps 0 --logging_strategy steps --logging_steps 500 --evaluation_strategy steps
+    --eval_steps 500 --save_strategy steps --save_steps 1000 --metric_for_best_model eval_exact_match
+    --greater_is_better True --task_name rte --template_idx 0 1 2 3 4 5 --output_dir saved/ --load_best_model_at_end
+    --disable_tqdm True"""
+MULTITASK = MULTI_INSTRUCTION.replace("t5-base", "t5-small").replace(
+    "--task_name rte --template_idx 0 1 2 3 4 5", "--task_names rte boolq wic mnli") + " --runs 1 --save_name mtl"
+SHORT = shlex.split("--max_steps 4 --eval_steps 2 --save_steps 2")
+STEPS_100 = shlex.split("--max_steps 100 --eval_steps 50 --save_steps 50")
+
+
+def values(rows):
+    """What must be the same when a run is repeated."""
+    return [(r["item"], r["split"], r["metric"], r["value"]) for r in rows]
+
+
+@pytest.mark.parametrize("extra", ["", "--train_lora True", "--do_predict", "--template_idx -1", "--runs 2",
+                                   "--template_idx none --train_prefix True", "--train_prompt_tuning True"])
+def test_first_command(scratch, extra):
+    code = scratch.run("train_multi_instruction.py", *shlex.split(MULTI_INSTRUCTION), *SHORT, *shlex.split(extra))
+    assert code == 0
+    name = "rte_-1_t5-base" if "template_idx" in extra else "rte_0-1-2-3-4-5_t5-base"
+    items = ["rte_-1"] if "template_idx" in extra else [f"rte_{i}" for i in range(6)]
+    for split in ("valid", "test") if "predict" in extra else ("valid",):
+        table = pandas.read_csv(f"results/{name}/{name}_{split}.csv")
+        assert list(table["Task"]) == items
+        assert set(table["Trained on"]) == {" ".join(items)}
+        assert table["eval_exact_match"].between(0, 1).all() and (table["eval_loss"] > 0).all()
+        assert set(table["runs"]) == {2 if "runs" in extra else 1}
+    seeds = {row["seed"] for row in scratch.rows(name)}
+    assert seeds == ({"42", "43"} if "runs" in extra else {"42"})
+
+
+@pytest.mark.parametrize("extra", ["", "--runs 2 --downsample 3", "--train_lora True --template_idx none",
+                                   "--mixing equal --template_idx 0 2"])
+def test_second_command(scratch, extra):
+    assert scratch.run("train_multitask.py", *shlex.split(MULTITASK), *SHORT, *shlex.split(extra)) == 0
+    table = pandas.read_csv("results/mtl/mtl_valid.csv")
+    assert list(table["Task"]) == ["boolq", "mnli", "rte", "wic"]
+    assert set(table["Trained on"]) == {"boolq mnli rte wic"}
+    assert {"eval_exact_match", "eval_accuracy", "eval_loss", "eval_gen_len"} <= set(table.columns)
+    counts = {int(row["n_examples"]) for row in scratch.rows("mtl")}
+    assert counts == ({3} if "downsample" in extra else {8} if "0 2" in extra else {4})
+
+
+def test_a_trained_task_is_learned_and_repeats_exactly(scratch):
+    flags = [*DEMO, *STEPS_100, "--task_name", "demo_a1", "--template_idx", "0", "3"]
+    for name in ("one", "two"):
+        assert scratch.run("train_multi_instruction.py", *flags, "--save_name", name) == 0
+    one, two = scratch.rows("one"), scratch.rows("two")
+    assert values(one) == values(two) and len(one) == 8
+    scores = [float(row["value"]) for row in one if row["metric"] == "exact_match"]
+    assert min(scores) > 0.75
+    # A different seed is a different run, in the same file.
+    assert scratch.run("train_multi_instruction.py", *flags, "--save_name", "one", "--seed", "1") == 0
+    assert {row["seed"] for row in scratch.rows("one")} == {"42", "1"}
+    assert values(scratch.rows("one")[:8]) != values(scratch.rows("one")[8:])
+
+
+def test_all_tasks_in_one_training(scratch):
+    names = sorted(path.name for path in (ROOT / "tests/rows").iterdir())
+    assert len(names) == 29
+    flags = [*DEMO, *shlex.split("--max_steps 30 --eval_steps 30 --save_steps 30 --generation_max_length 8"),
+             *shlex.split("--max_source_length 64 --per_device_train_batch_size 8 --save_name all"),
+             "--task_names", *names]
+    assert scratch.run("train_multitask.py", *flags) == 0
+    table = pandas.read_csv("results/all/all_valid.csv").set_index("Task")
+    assert sorted(table.index) == names
+    assert table.loc["stsb", "eval_pearson"] == table.loc["stsb", "eval_pearson"]  # not NaN
+    for task, metric in (("cola", "matthews"), ("multirc", "f1"), ("xsum", "rougeL"), ("cb", "macro_f1")):
+        assert pandas.notna(table.loc[task, f"eval_{metric}"]), task
+
+
+def test_rows_in_hub_form(scratch):
+    """A local folder named like the hub's data set goes through the hub's loading code."""
+    (scratch.folder / "data/splits/default/rte").unlink()
+    place = scratch.folder / "aps/super_glue"
+    (place / "rte").mkdir(parents=True)
+    for split in ("train", "validation"):
+        pandas.read_json(ROOT / f"tests/rows/rte/{split}.jsonl", lines=True).to_parquet(place / f"rte/{split}.parquet")
+    (place / "README.md").write_text("---\nconfigs:\n- config_name: rte\n  data_files:\n  - split: train\n"
+                                     "    path: rte/train.parquet\n  - split: validation\n"
+                                     "    path: rte/validation.parquet\n---\n")
+    flags = [*shlex.split(MULTI_INSTRUCTION), *SHORT, "--template_idx", "0"]
+    assert scratch.run("train_multi_instruction.py", *flags) == 0
+    name = "rte_0_t5-base"
+    record = json.loads(next((scratch.folder / f"results/{name}/runs").glob("*.json")).read_text())
+    assert record["data"]["train"]["rte_0"]["source"] == "aps/super_glue (rte)"
+    assert record["data"]["train"]["rte_0"]["rte_0"]["rows"] == 8
+
+
+def test_the_best_evaluated_model_is_loaded_though_saves_are_rarer(scratch):
+    flags = [*DEMO, "--max_steps", "40", "--eval_steps", "4", "--save_steps", "20", "--learning_rate", "2e-2",
+             "--task_name", "demo_b2", "--template_idx", "1", "--save_name", "best"]
+    assert scratch.run("train_multi_instruction.py", *flags) == 0
+    record = json.loads(next((scratch.folder / "results/best/runs").glob("*.json")).read_text())
+    history = {entry["step"]: entry["eval_exact_match"] for entry in record["training"]["log"]
+               if "eval_exact_match" in entry}
+    step = record["training"]["best_step"]
+    assert history[step] == max(history.values()) and step % 20  # a step that --save_steps alone would not have kept
+    assert float(scratch.rows("best")[0]["value"]) == pytest.approx(max(history.values()), abs=1e-6)
+    kept = list((scratch.folder / "saved").glob("*/checkpoint-*"))
+    assert [path.name for path in kept] == [f"checkpoint-{step}"]
+
+
+def test_lora_checkpoints_hold_the_adapter_alone(scratch):
+    flags = [*DEMO, *STEPS_100, *shlex.split("--task_name demo_a1 --train_lora True --lora_rank 4 --save_name lora")]
+    assert scratch.run("train_multi_instruction.py", *flags) == 0
+    checkpoint = next((scratch.folder / "saved").glob("*/checkpoint-*"))
+    assert (checkpoint / "adapter_model.safetensors").exists() and not (checkpoint / "model.safetensors").exists()
+    record = json.loads(next((scratch.folder / "results/lora/runs").glob("*.json")).read_text())
+    # rank 4 on query and value of three attentions: 3 * 2 * (4 * 32 + 32 * 4)
+    assert record["training"]["trainable_parameters"] == 1536
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(scratch):
+    flags = [*DEMO, *shlex.split("--max_steps 200 --eval_steps 20 --save_steps 20"),
+             *shlex.split("--task_name demo_a1 --save_name kill")]
+    whole = [*flags, "--save_name", "whole", "--output_dir", "other/"]
+    child = scratch.start("train_multi_instruction.py", *flags)
+    deadline = time.time() + 120
+    while not list((scratch.folder / "saved").glob("*/checkpoint-[4-9]0/trainer_state.json")):
+        assert time.time() < deadline and child.poll() is None
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (scratch.folder / "results/kill/runs.csv").exists()
+    assert scratch.run("train_multi_instruction.py", *flags) == 0
+    record = json.loads(next((scratch.folder / "results/kill/runs").glob("*.json")).read_text())
+    assert record["training"]["resumed_from"] and record["training"]["steps"] == 200
+    assert scratch.run("train_multi_instruction.py", *whole) == 0
+    assert values(scratch.rows("kill")) == values(scratch.rows("whole"))  # each row once, as if never killed
+    # A finished run is kept; --overwrite_output_dir does it again, and its rows stay single.
+    before = record["started"]
+    assert scratch.run("train_multi_instruction.py", *flags) == 0
+    path = next((scratch.folder / "results/kill/runs").glob("*.json"))
+    assert json.loads(path.read_text())["started"] == before
+    assert scratch.run("train_multi_instruction.py", *flags, "--overwrite_output_dir", "--max_steps", "200") == 0
+    assert json.loads(path.read_text())["training"]["resumed_from"] is None
+    assert len(scratch.rows("kill")) == 4
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_rows_of_one(scratch):
+    flags = [*DEMO, *shlex.split("--max_steps 60 --eval_steps 30 --save_steps 30 --task_name demo_c1"),
+             "--template_idx", "0", "1"]
+    assert scratch.run("train_multi_instruction.py", *flags, "--save_name", "one") == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611",
+               str(ROOT / "train_multi_instruction.py"), *flags, "--save_name", "two",
+               "--per_device_train_batch_size", "16", "--use_cpu", "True"]
+    done = subprocess.run(command, cwd=scratch.folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = scratch.rows("one"), scratch.rows("two")
+    for a, b in zip(one, two, strict=True):
+        assert all(a[name] == b[name] for name in ("item", "metric", "n_examples"))
+        assert float(a["value"]) == pytest.approx(float(b["value"]), abs=0.02), (a, b)
+    assert done.stdout.count("results/two/two_valid.csv") == 1  # printed, and written, by the first process alone
+
+
+BAD = {
+    "--task_name rt": "did you mean 'rte'",
+    "--template_idx 99": "--template_idx 99: task 'rte' has templates 0 to 11",
+    "--template_idx": "--template_idx",
+    "--template_idx 0 0": "given twice",
+    "--model_name_or_path t5-bse": "did you mean 't5-base'",
+    "--save_steps 750 --eval_steps 500": "--save_steps 750 must be a multiple of --eval_steps 500",
+    "--metric_for_best_model eval_nonsense": "--metric_for_best_model eval_nonsense: no such metric",
+    "--downsample 0": "--downsample 0 must be at least 1",
+    "--train_lora True --train_prefix True": "exclude each other",
+    "--lora_rank 0": "--lora_rank 0",
+    "--task_dir nowhere": "--task_dir nowhere: no such folder",
+    "--task_name broken": "broken.yaml, line 4",
+    "--task_name lacking": "row 2: task 'lacking', template 0 (default): field 'hypothesis' is missing",
+    "--task_name empty": "gives no train rows",
+    "--results_dir file/results": "is not a folder that may be written",
+    "--save_name a/b": "--save_name 'a/b'",
+    "--max_step 3": "unknown argument '--max_step'",
+}
+
+
+@pytest.mark.parametrize("extra", BAD)
+def test_bad_input(scratch, extra, capsys):
+    tasks = scratch.folder / "data/tasks"
+    tasks.unlink()
+    tasks.mkdir()
+    rte = (ROOT / "data/tasks/rte.yaml").read_text()
+    for name in ("rte", "lacking", "empty"):
+        (tasks / f"{name}.yaml").write_text(rte)
+    (tasks / "broken.yaml").write_text("description: x\nfields: [a]\nanswer_choices: ['yes', no\ntarget: b\n")
+    rows = (ROOT / "tests/rows/rte/train.jsonl").read_text().splitlines()
+    for name, lines in (("lacking", [rows[0], json.dumps({"premise": "p", "label": 0}), rows[2]]), ("empty", [])):
+        (scratch.folder / "data/splits/default" / name).mkdir()
+        for split in ("train", "validation"):
+            (scratch.folder / "data/splits/default" / name / f"{split}.jsonl").write_text("\n".join(lines))
+    (scratch.folder / "file").write_text("")
+    start = time.time()
+    assert scratch.run("train_multi_instruction.py", *shlex.split(MULTI_INSTRUCTION), *SHORT, *shlex.split(extra)) == 2
+    assert time.time() - start < 10
+    assert BAD[extra] in capsys.readouterr().err
+    assert not (scratch.folder / "saved").exists() and not (scratch.folder / "results").exists()
+
+
+@pytest.mark.parametrize(("extra", "message"), [
+    ("--task_names rte boolq rte", "task 'rte' is given 2 times"),
+    ("--task_names rte bool", "did you mean 'boolq'"),
+    ("--metric_for_best_model eval_rouge1", "no such metric"),
+    ("--mixing_temperature 0", "--mixing_temperature 0"),
+    ("--task_names rte cut", "cut.json, line"),
+    ("--task_names rte cb", "needs column 'hypothesis', which the rows lack; columns found: label, premise"),
+])
+def test_bad_input_of_several_tasks(scratch, extra, message, capsys):
+    tasks = scratch.folder / "data/tasks"
+    tasks.unlink()
+    tasks.mkdir()
+    for name in ("rte", "boolq", "wic", "mnli", "cb"):
+        (tasks / f"{name}.yaml").write_text((ROOT / f"data/tasks/{name}.yaml").read_text())
+    (tasks / "cut.json").write_text('{"Definition": ["d"], "Instances": [{"input": "a", "outp')
+    (scratch.folder / "data/splits/default/cb").unlink()
+    (scratch.folder / "data/splits/default/cb").mkdir()
+    for split in ("train", "validation"):
+        (scratch.folder / f"data/splits/default/cb/{split}.jsonl").write_text('{"premise": "p", "label": 0}\n')
+    assert scratch.run("train_multitask.py", *shlex.split(MULTITASK), *SHORT, *shlex.split(extra)) == 2
+    assert message in capsys.readouterr().err
+    assert not (scratch.folder / "saved").exists() and not (scratch.folder / "results").exists()
+
+
+def test_natural_instructions_mix_with_the_catalogue(scratch, capsys):
+    tasks = scratch.folder / "data/tasks"
+    tasks.unlink()
+    tasks.mkdir()
+    (tasks / "demo_a1.yaml").write_text((ROOT / "data/tasks/demo_a1.yaml").read_text())
+    instances = [{"input": f"{word} {number}", "output": ["red" if number % 2 else "blue"]}
+                 for number in range(10) for word in ("otter", "fern")]
+    (tasks / "task1_colour.json").write_text(json.dumps(
+        {"Definition": ["Say {{the}} colour."], "Positive Examples": [], "Instances": instances}))
+    flags = [*DEMO, *SHORT, "--task_names", "demo_*", "task1_colour", "--save_name", "ni"]
+    assert scratch.run("train_multitask.py", *flags) == 0
+    assert "task1_colour" in capsys.readouterr().out
+    table = pandas.read_csv("results/ni/ni_valid.csv").set_index("Task")
+    assert set(table.index) == {"demo_a1", "task1_colour"}
+    assert {int(r["n_examples"]) for r in scratch.rows("ni") if r["item"] == "task1_colour"} == {4}
+
+
+def test_a_loss_that_is_no_number_fails_and_is_recorded(scratch, capsys):
+    flags = [*DEMO, *SHORT, *shlex.split("--logging_steps 1 --task_name demo_a1 --save_name nan --learning_rate 1e38"
+                                         " --max_grad_norm 0")]
+    assert scratch.run("train_multi_instruction.py", *flags) == 1
+    output = capsys.readouterr().out
+    assert "the training loss is" in output and "lower --learning_rate" in output
+    assert {row["status"] for row in scratch.rows("nan")} == {"failed"}
+    assert not (scratch.folder / "results/nan/nan_valid.csv").exists()
+    log = next((scratch.folder / "results/nan/runs").glob("*.log")).read_text()
+    assert "Traceback" in log

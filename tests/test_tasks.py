@@ -1,0 +1,249 @@
+"""Task files: what is refused and where it says so, Natural Instructions, promptsource, rendering."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from src.errors import InputError
+from src.tasks import EmptyRow, expand_names, load_task, task_names
+
+TASK_DIR = Path(__file__).parent.parent / "data" / "tasks"
+
+GOOD = """\
+description: A toy task.
+sources:
+  - {path: some/hub, config: toy}
+fields: [premise, hypothesis]
+answer_choices: ["yes", "no"]
+target: "{{ answer_choices[label] }}"
+metrics: [accuracy]
+templates:
+  - name: first
+    input: "{{ premise }} So {{ hypothesis }}?"
+  - name: second
+    answer_choices: ["true", "false"]
+    input: "{{ hypothesis }} given {{ premise }}?"
+"""
+ROW = {"premise": "It rains.", "hypothesis": "It is wet.", "label": 0}
+
+
+def load(folder, text, name="toy.yaml"):
+    (folder / name).write_text(text, encoding="utf-8")
+    return load_task(name.rpartition(".")[0], folder)
+
+
+def test_good_file(tmp_path):
+    task = load(tmp_path, GOOD)
+    assert [task.template(i).name for i in (0, 1, -1)] == ["first", "second", "none"]
+    rendered = task.template(1).render(ROW)
+    assert (rendered.input, rendered.target) == ("It is wet. given It rains.?", "true")
+    bare = task.template(-1).render(ROW)
+    assert (bare.input, bare.target) == ("premise: It rains.\nhypothesis: It is wet.", "yes")
+    assert task.template(-1).item == "toy_-1"
+
+
+@pytest.mark.parametrize(("old", "new", "line", "message"), [
+    ("fields: [premise, hypothesis]", "fields: [premise", 5, "expected ',' or ']'"),
+    ("metrics: [accuracy]", "metrcs: [accuracy]", 7, "metrcs: unknown field; did you mean 'metrics'?"),
+    ("metrics: [accuracy]", "metrics: [acuracy]", 7, "metrics[0]: unknown metric 'acuracy'; did you mean 'accuracy'?"),
+    ('["yes", "no"]', "[yes, no]", 5, "answer_choices[0]: must be text, found True; put yes, no and numbers in quotes"),
+    ('["true", "false"]', '["true", false]', 12, "templates[1].answer_choices[1]: must be text, found False"),
+    ('target: "{{ answer_choices[label] }}"', 'target: "{{ label"', 6, "target: template does not parse"),
+    ("{{ hypothesis }} given", "{{ hypothesis | uper }} given", 13, "templates[1].input: template does not parse: No "),
+    ("name: second", "name: first", 11, "templates[1].name: 'first' is also the name of template 0"),
+    ("name: second", "name: the second", 11, "templates[1].name: must be one word"),
+    ("    input: \"{{ hypothesis", "    inptu: x\n    input: \"{{ hypothesis", 13, "did you mean 'input'?"),
+    ("config: toy", "config: no", 3, "sources[0].config: must be text, found False"),
+    ("metrics: [accuracy]", "metrics: [accuracy]\nbare: '{{ a b }}'", 8, "bare: template does not parse"),
+    ("metrics: [accuracy]", "metrics: [accuracy]\ngroup: 8", 8, "group: must be 0 to 7"),
+    ("description: A toy task.", "other: 1", 1, "other: unknown field"),
+])
+def test_errors_name_file_line_and_field(tmp_path, old, new, line, message):
+    assert GOOD.count(old) == 1
+    with pytest.raises(InputError) as error:
+        load(tmp_path, GOOD.replace(old, new))
+    assert f"{tmp_path / 'toy.yaml'}, line {line}: " in str(error.value) and message in str(error.value)
+
+
+def test_what_is_no_task_file(tmp_path):
+    for text, message in (("", "a task file is a mapping"), ("- a", "a task file is a mapping"),
+                          ("a: \x01", "special characters are not allowed")):
+        with pytest.raises(InputError, match=message):
+            load(tmp_path, text)
+    with pytest.raises(InputError, match="field 'fields' is missing"):
+        load(tmp_path, "description: x\nsources:\n")
+    assert load(tmp_path, GOOD.replace("  - {path: some/hub, config: toy}\n", "")).sources == ()
+
+
+def test_metrics_over_classes_need_fixed_choices(tmp_path):
+    text = GOOD.replace("[accuracy]", "[accuracy, matthews]")
+    assert load(tmp_path, text).metrics == ("accuracy", "matthews")
+    with pytest.raises(InputError, match=r"line 7: metrics.1.: matthews needs fixed .* 'second'"):
+        load(tmp_path, text.replace('["true", "false"]', '"[premise, hypothesis]"'))
+
+
+def test_nearest_names_and_indices():
+    with pytest.raises(InputError, match=r"unknown task 'rt' .* did you mean 'rte'?"):
+        load_task("rt", TASK_DIR)
+    with pytest.raises(InputError, match=r"--template_idx 99: task 'rte' has templates 0 to \d+, and -1"):
+        load_task("rte", TASK_DIR).template(99)
+    with pytest.raises(InputError, match="--template_idx -2"):
+        load_task("rte", TASK_DIR).template(-2)
+    with pytest.raises(InputError, match="--task_dir nowhere"):
+        task_names("nowhere")
+
+
+def test_expand_names(tmp_path):
+    (tmp_path / "list.txt").write_text("rte cb\nboolq\n")
+    assert expand_names(["w*c", f"@{tmp_path}/list.txt"], TASK_DIR) == ["wic", "rte", "cb", "boolq"]
+    with pytest.raises(InputError, match="'rte' is given 2 times"):
+        expand_names(["rt*", "rte"], TASK_DIR)
+    with pytest.raises(InputError, match=r"unknown task 'bolq' .*did you mean 'boolq'"):
+        expand_names(["bolq"], TASK_DIR)
+    with pytest.raises(InputError, match=r"'zz\*' gives no task"):
+        expand_names(["zz*"], TASK_DIR)
+    with pytest.raises(InputError, match=r"@nowhere.txt: cannot read"):
+        expand_names(["@nowhere.txt"], TASK_DIR)
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_cannot_be_rendered(tmp_path):
+    template = load(tmp_path, GOOD).template(0)
+    with pytest.raises(InputError, match=r"template 0 \(first\): field 'hypothesis' is missing .*label, premise"):
+        template.render({"premise": "a", "label": 0})
+    for label in (None, -1, -1.0):
+        assert not template.is_labelled({**ROW, "label": label})
+        with pytest.raises(InputError, match="no gold label"):
+            template.render({**ROW, "label": label})
+    assert template.is_labelled(ROW)
+    with pytest.raises(InputError, match="has no element 2") as error:  # a label without a choice is no empty row
+        template.render({**ROW, "label": 2})
+    assert not isinstance(error.value, EmptyRow)
+    with pytest.raises(EmptyRow, match="field 'premise' is null"):
+        template.render({**ROW, "premise": None})
+    bare = load(tmp_path, GOOD.replace("[premise, hypothesis]", "[premise]")).bare
+    with pytest.raises(EmptyRow, match="input is empty"):
+        bare.render({**ROW, "premise": "  "})
+
+
+def test_references_and_choices_of_the_row(tmp_path):
+    task = load(tmp_path, GOOD.replace('["yes", "no"]', '"[a, b]"').replace(
+        "metrics:", "references: \"[answer_choices[label], alias | upper]\"\nmetrics:"))
+    row = {**ROW, "a": "left", "b": "right", "label": 1, "alias": "r", "self": "a column may have any name"}
+    rendered = task.template(0).render(row)
+    assert (rendered.target, rendered.references) == ("right", ("right", "R"))
+    assert task.template(0).variables == {"premise", "hypothesis", "a", "b", "label", "alias"}
+    assert task.template(1).render(row).references == ("false", "R")  # its own choices go before the task's
+    with pytest.raises(InputError, match=r"rows.jsonl: task 'toy', template 0 .* needs column 'alias'.*found: a, b"):
+        task.template(0).check_columns(["a", "b", "label", *ROW], "rows.jsonl")
+
+
+def test_what_templates_raise_is_bad_input(tmp_path):
+    template = load(tmp_path, GOOD.replace("{{ premise }} So", "{{ 1 / label }}")).template(0)
+    with pytest.raises(InputError, match="division by zero"):
+        template.render(ROW)
+    unsafe = load(tmp_path, GOOD.replace("{{ premise }} So", "{{ premise.__class__.__mro__ }}")).template(0)
+    with pytest.raises(InputError, match="unsafe"):
+        unsafe.render(ROW)
+
+
+# ---- other people's formats ----------------------------------------------------------------------------------------
+
+
+def natural_instructions(**changes):
+    return {
+        "Definition": ["Say {{ if }} the {% word %} \"is\" red \\ blue \N{CAT FACE}.", "Colour?"],
+        "Positive Examples": [],
+        "Instances": [{"input": f"thing {i}", "output": [("red", "blue")[i % 2], "Any"]} for i in range(10)],
+    } | changes
+
+
+def test_natural_instructions(tmp_path):
+    task = load(tmp_path, json.dumps(natural_instructions()), "toy.json")
+    rows = task.embedded_rows()
+    assert {split: len(part) for split, part in rows.items()} == {"train": 6, "validation": 2, "test": 2}
+    assert sorted(row["input"] for part in rows.values() for row in part) == [f"thing {i}" for i in range(10)]
+    assert task.embedded_rows() == rows
+    rendered = task.template(0).render({"input": "thing 0", "output": ["red", "Any"]})
+    # Braces, quotes and what lies beyond 16 bits stay text.
+    assert rendered.input == "Say {{ if }} the {% word %} \"is\" red \\ blue \N{CAT FACE}.\n\nthing 0"
+    assert (rendered.target, rendered.references) == ("red", ("red", "Any"))
+    assert task.template(1).name == "definition_1" and task.template(1).answer_choices == ("Any", "blue", "red")
+    assert task.template(-1).render({"input": "a", "output": ["b"]}).input == "a"
+
+
+def test_broken_natural_instructions(tmp_path):
+    whole = json.dumps(natural_instructions(), indent=1)
+    half = whole[: len(whole) // 2]
+    with pytest.raises(InputError) as error:
+        load(tmp_path, half, "toy.json")
+    line = half.count("\n") + 1
+    assert f"toy.json, line {line}: not a whole JSON file" in str(error.value)
+    for changes, message in (({"Definition": []}, "'Definition' is missing or empty"),
+                             ({"Definition": [1]}, "Definition must be text"),
+                             ({"Instances": {"a": 1}}, r"Instances\[0\] needs"),
+                             ({"Instances": [{"input": "a", "output": []}]}, r"Instances\[0\] needs"),
+                             ({"Instances": [{"input": "a", "output": [1]}]}, r"Instances\[0\] needs"),
+                             ({"Instances": [{"input": "a", "output": "b"}, "c"]}, r"Instances\[1\] needs")):
+        with pytest.raises(InputError, match=message):
+            load(tmp_path, json.dumps(natural_instructions(**changes)), "toy.json")
+
+
+PROMPTSOURCE = """\
+dataset: toy
+templates:
+  b-id: !Template
+    answer_choices: 'Yes ||| No'
+    jinja: '{{ premise }} So {{ hypothesis }}? ||| {{ answer_choices[label] }}'
+    metadata: !TemplateMetadata
+      choices_in_prompt: false
+      metrics: [Accuracy]
+    name: a fixed one
+  a-id: !Template
+    answer_choices: '{{ premise }} ||| {{ hypothesis }}'
+    jinja: '{{ answer_choices | join(" or ") }}? ||| {% if label != -1 %}{{ answer_choices[label] }}{% endif %}'
+    name: of the row
+  c-id: !Template
+    answer_choices: '{{ [premise, hypothesis] | join("|||") }}'
+    jinja: |-
+      {% if label == 0 %}Which? {{ hypothesis }} ||| {{ premise }}{% endif %}
+    name: whole in an if
+  d-id: !Template
+    answer_choices: null
+    jinja: '{% set end = premise[-5:] %}Begin: {{ premise[:-5] }} ||| {{ end }}'
+    name: set in the input
+"""
+
+
+def test_promptsource(tmp_path):
+    (tmp_path / "prompts").mkdir()
+    path = tmp_path / "prompts" / "templates.yaml"
+    path.write_text(PROMPTSOURCE)
+    text = GOOD.partition("templates:")[0] + "templates_from: prompts/templates.yaml\n"
+    task = load(tmp_path, text)
+    rendered = {t.name: t.render({**ROW, "label": 0}) for t in task.templates}
+    assert list(rendered) == ["a_fixed_one", "of_the_row", "set_in_the_input", "whole_in_an_if"]
+    assert task.template(0).answer_choices == ("Yes", "No")
+    assert {name: (r.input, r.target) for name, r in rendered.items()} == {
+        "a_fixed_one": ("It rains. So It is wet.?", "Yes"),
+        "of_the_row": ("It rains. or It is wet.?", "It rains."),
+        "set_in_the_input": ("Begin: It r", "ains."),
+        "whole_in_an_if": ("Which? It is wet.", "It rains."),
+    }
+    with pytest.raises(EmptyRow):  # the if leaves nothing of this row
+        task.template(3).render({**ROW, "label": 1})
+    assert all(t.variables <= {"premise", "hypothesis", "label"} for t in task.templates)
+
+    for broken, message in ((PROMPTSOURCE.replace(" So {{ hypothesis }}? |||", ""), r"'a fixed one' has no '\|\|\|'"),
+                            (PROMPTSOURCE.replace("{{ end }}", "{{ end"), "'set in the input' does not parse"),
+                            (PROMPTSOURCE.replace("'{{ premise }} |||", "'{{ premise }} and"), "between its answer_ch"),
+                            (PROMPTSOURCE.replace("templates:", "prompts:"), "not a promptsource file: KeyError"),
+                            (PROMPTSOURCE.replace("dataset: toy", "dataset: [toy"), "not a promptsource file.* line ")):
+        path.write_text(broken)
+        with pytest.raises(InputError, match=message):
+            load(tmp_path, text)
+    with pytest.raises(InputError, match="either 'templates' or 'templates_from'"):
+        load(tmp_path, GOOD + "templates_from: prompts/templates.yaml\n")

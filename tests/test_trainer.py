@@ -1,0 +1,121 @@
+"""The trainer: any sequence-to-sequence family, adapters, padding, evaluation batches, best model."""
+
+import pytest
+import torch
+import transformers
+from conftest import ROOT
+
+from src.args import ModelArguments, MultitaskArguments, TrainingArguments
+from src.data import Preparer, select_rows
+from src.errors import InputError
+from src.tasks import load_task
+from src.trainer import Trainer, TrainingFailed, load_model, load_tokenizer
+
+SMALL = {"d_model": 16, "vocab_size": 315, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+LIKE_BART = SMALL | {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "bos_token_id": 2,
+                     "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
+                     "max_position_embeddings": 64, "forced_eos_token_id": 1}
+LIKE_T5 = SMALL | {"d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+FAMILIES = {"t5": LIKE_T5, "mt5": LIKE_T5, "umt5": LIKE_T5, "bart": LIKE_BART, "pegasus": LIKE_BART}
+
+
+@pytest.fixture
+def tokenizer():
+    return transformers.AutoTokenizer.from_pretrained(ROOT / "data/models/tiny-t5")
+
+
+@pytest.fixture
+def prepared(tokenizer, tmp_path):
+    """Training and validation rows of demo_a1 under its first template."""
+    task = load_task("demo_a1", ROOT / "data/tasks")
+    selected = select_rows(task, ["train", "validation"], ROOT / "data/splits/default", tmp_path, 0)
+    preparer = Preparer(tokenizer, tmp_path, 64, 8)
+    return {role: preparer.prepare(selection, task.template(0)) for role, selection in selected.items()}
+
+
+def make_trainer(tokenizer, prepared, folder, model=None, max_source_length=64, **changes):
+    settings = {"output_dir": str(folder), "max_steps": 2, "disable_tqdm": True, "learning_rate": 1e-2,
+                "predict_with_generate": True, "save_strategy": "no", "use_cpu": True} | changes
+    data_args = MultitaskArguments(task_names=["demo_a1"], max_source_length=max_source_length, max_target_length=8)
+    model = model or transformers.AutoModelForSeq2SeqLM.from_pretrained(ROOT / "data/models/tiny-t5")
+    return Trainer(model, tokenizer, TrainingArguments(**settings), data_args, prepared["train"].dataset,
+                   {"demo_a1": [prepared["validation"]]})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("adapter", [None, "train_lora"])
+def test_families(family, adapter, tokenizer, prepared, tmp_path):
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family, **FAMILIES[family])
+    transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    arguments = ModelArguments(str(tmp_path / "model"), **({adapter: True} if adapter else {}))
+    loaded = load_tokenizer(arguments, str(tmp_path))
+    model = load_model(arguments, str(tmp_path), len(loaded))
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    trainer = make_trainer(loaded, prepared, tmp_path, model)
+    trainer.train()
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed and all("lora" in name for name in changed) == bool(adapter)
+    scores = trainer.evaluate()
+    assert 0 < scores["eval_loss"] < 20 and scores["eval_demo_a1_loss"] == scores["eval_demo_a1_0_loss"]
+
+
+def test_decoder_only_models_are_refused(tmp_path, tokenizer):
+    transformers.AutoConfig.for_model("gpt2", n_embd=8, n_layer=1, n_head=1).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="gpt2 is no sequence-to-sequence model"):
+        load_tokenizer(ModelArguments(str(tmp_path)), str(tmp_path))
+
+
+def test_unknown_lora_module(tokenizer):
+    arguments = ModelArguments(str(ROOT / "data/models/tiny-t5"), train_lora=True, lora_target_modules=["qq"])
+    with pytest.raises(InputError, match="no linear layer 'qq'"):
+        load_model(arguments, "cache", len(tokenizer))
+
+
+def test_padding_to_fixed_shapes_gives_the_same_loss(tokenizer, prepared, tmp_path):
+    """What --pad_to_max_length asks for changes the loss by rounding only."""
+    trainer = make_trainer(tokenizer, prepared, tmp_path)
+    rows = [dict(row) for row in prepared["train"].dataset.select(range(8)).select_columns(["input_ids", "labels"])]
+    full = transformers.DataCollatorForSeq2Seq(tokenizer, model=trainer.model, padding="max_length", max_length=64)
+    short, long = trainer.data_collator([dict(row) for row in rows]), full(rows)
+    assert long["input_ids"].shape[1] == 64 > short["input_ids"].shape[1]
+    trainer.model.eval()
+    with torch.no_grad():
+        assert trainer.model(**short).loss.item() == pytest.approx(trainer.model(**long).loss.item(), rel=1e-5)
+
+
+def test_evaluation_does_not_depend_on_batches(tokenizer, prepared, tmp_path):
+    """The loss is that of all tokens, and batches of short rows grow within the room that the user allows."""
+    results, batches = [], []
+    for size, longest in ((1, 12), (3, 64), (300, 512)):
+        trainer = make_trainer(tokenizer, prepared, tmp_path, per_device_eval_batch_size=size,
+                               max_source_length=longest)
+        trainer._gen_kwargs = {"max_length": 8}
+        loader = trainer._evaluation_loader(prepared["validation"])
+        batches.append([batch["input_ids"].shape[0] for batch in loader])
+        assert sum(batches[-1]) == 300
+        results.append(trainer.evaluate())
+    assert len(batches[0]) > len(batches[1]) > len(batches[2]) == 1
+    for name in ("eval_loss", "eval_exact_match", "eval_gen_len"):
+        assert [result[name] for result in results[1:]] == pytest.approx([results[0][name]] * 2, rel=1e-4)
+    model = trainer.model
+    rows = prepared["validation"].dataset.select_columns(["input_ids", "labels"])
+    batch = trainer.data_collator([dict(row) for row in rows])
+    with torch.no_grad():  # every target has as many tokens, so the mean over tokens is the model's own loss
+        assert results[0]["eval_loss"] == pytest.approx(model.eval()(**batch).loss.item(), rel=1e-4)
+
+
+def test_output_is_cut_where_exact_match_cannot_change(prepared, tokenizer):
+    entry = prepared["validation"]
+    assert entry.longest_choice == len(tokenizer("green").input_ids)
+    assert entry.longest_choice < entry.generation_length(128) < 10 and entry.generation_length(3) == 3
+
+
+def test_three_empty_evaluations_end_the_run(tokenizer, prepared, tmp_path, monkeypatch):
+    trainer = make_trainer(tokenizer, prepared, tmp_path, max_steps=8, eval_strategy="steps", eval_steps=1)
+    monkeypatch.setattr(trainer.processing_class, "batch_decode", lambda ids, **_: [""] * len(ids))
+    with pytest.raises(TrainingFailed, match="only empty text"):
+        trainer.train()
+    assert trainer.state.global_step == 3
