@@ -122,5 +122,6 @@ def test_help_imports_nothing_heavy(script):
     code = ("import runpy, sys\nsys.argv = [sys.argv[1], '--help']\n"
             "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
             "except SystemExit: print({'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules))")
-    out = subprocess.run([sys.executable, "-c", code, script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run([sys.executable, "-c", code, script], cwd=ROOT, capture_output=True, text=True,
+                         check=True).stdout
     assert out.endswith("set()\n") and "--num_samples" in out and len((ROOT / script).read_text().splitlines()) <= 80
