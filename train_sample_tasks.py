@@ -38,7 +38,10 @@ def main() -> int:
                  if load_task(name, args.task_dir).group in args.target_task_group]
         if not names:
             raise InputError(f"--target_task_group: {Path(args.task_dir)} holds no task of these groups")
-    indices = [int(index) for index in args.child.get("template_idx", ["0"])]
+    try:
+        indices = [-1 if index == "none" else int(index) for index in args.child.get("template_idx", ["0"])]
+    except ValueError as error:
+        raise InputError(f"--template_idx {' '.join(args.child['template_idx'])}: must be indices") from error
     hashes = {}
     for name in names:
         templates = [load_task(name, args.task_dir).template(index).hash for index in indices]

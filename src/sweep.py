@@ -112,6 +112,9 @@ class Sweep:
         self.settings = {"script": items.script, **settings_of(args.child), "seed": str(args.seed),
                          "runs": str(args.runs), "results": str(self.results.folder), "task_dir": args.task_dir}
         names = subset(items.hashes)
+        for name in args.child:
+            if f"--{name}" in items.flags(names[:1]):
+                raise InputError(f"--{name} is set by the sweep, to the items of each subset")
         clusters = () if args.current_cluster_dir == "none" else read_clusters(
             _cluster_file(args.current_cluster_dir), names, items.task)
         targets = subset(f"{items.task}_{t}" if items.task and t.isdigit() else t for t in args.target_tasks)

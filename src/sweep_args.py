@@ -7,6 +7,7 @@ from pathlib import Path
 
 from src.errors import InputError, did_you_mean
 from src.ledger import MODES
+from src.results import check_name
 
 # What a child is told unless the command line says otherwise.
 CHILD_DEFAULTS = {
@@ -16,8 +17,8 @@ CHILD_DEFAULTS = {
 }
 OLD_SPELLINGS = {"lr": "learning_rate", "batch_size": "per_device_train_batch_size",
                  "evaluation_strategy": "eval_strategy", "template_idxs": "template_idx"}
-OURS = {"run_name": "the key of the subset", "task_name": "--dataset", "use_cpu": "--device cpu",
-        "no_cuda": "--device cpu"}  # children's flags that the sweep sets itself: what to use instead
+# Children's flags that the sweep sets itself: what to use instead.
+OURS = {"run_name": "the key of the subset", "use_cpu": "--device cpu", "no_cuda": "--device cpu"}
 # Children's flags that do not change a result, and so are not in the key of a subset.
 NO_EFFECT = {"cache_dir", "overwrite_cache", "overwrite_output_dir", "disable_tqdm", "report_to", "save_total_limit",
              "per_device_eval_batch_size", "dataloader_num_workers", "pad_to_max_length"}
@@ -111,9 +112,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     args.max_task_num = args.min_task_num if args.max_task_num is None else args.max_task_num
     args.save_name = args.save_name or args.task_set_name
     for name in ("task_set_name", "save_name"):
-        value = getattr(args, name)
-        if value != Path(value).name or value.startswith("."):
-            raise InputError(f"--{name} '{value}' must be a plain name, without '/'")
+        check_name(f"--{name}", getattr(args, name))
     for name, least in (("num_samples", 1), ("runs", 1), ("jobs_per_device", 1), ("retries", 0), ("workers", 1),
                         ("subset_timeout", 1)):
         value = getattr(args, name)

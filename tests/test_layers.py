@@ -16,7 +16,8 @@ FLOORS = (
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}  # the top floor
 MODULES = {path.stem for path in (ROOT / "src").glob("*.py")} - {"__init__"}
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names} | dict.fromkeys(SCRIPTS, len(FLOORS))
-SIDEWAYS = {("trainer", "data"), ("errors", "process")}  # the trainer takes prepared data; within a floor nothing else is imported
+# The trainer takes prepared data, run_as_script ties a process to its parent; within a floor nothing else is imported.
+SIDEWAYS = {("trainer", "data"), ("errors", "process")}
 HEAVY = {"torch", "transformers", "datasets", "peft", "accelerate", "evaluate"}
 
 

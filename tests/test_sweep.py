@@ -282,7 +282,7 @@ def test_work_of_a_killed_sweep_is_taken_over_by_the_other():
     (("--num_samples", 3, "--target_tasks", "e"), "unknown item 'e'"),
     (("--num_samples", 3, "--current_cluster_dir", "nowhere"), "there is no file clusters/nowhere.txt"),
     (("--num_samples", 3, "--device", "first"), "--device first"),
-    (("--num_samples", 3, "--save_name", "a/b"), "must be a plain name"),
+    (("--num_samples", 3, "--save_name", "a/b"), "must be a plain file name"),
     (("--num_samples", 3, "--run_name", "mine"), "--run_name is set by the sweep"),
     (("--num_samples", 3, "--warm_start", "maybe"), "must be True or False"),
     (("--preload_combos", "--combos_section", 6, 8), "there are 6 combinations"),

@@ -95,7 +95,10 @@ def test_a_flag_that_the_child_does_not_know_ends_the_sweep(scratch):
     (SAMPLED_INSTRUCTIONS, ("--dataset", "rt"), "did you mean"),
     (SAMPLED_INSTRUCTIONS, ("--lora_rank", "-1"), "at least 0"),
     (SAMPLED_INSTRUCTIONS, ("--current_cluster_dir", "clusters.txt"), "line 2: unknown item 'rte_77'"),
-    (SAMPLED_INSTRUCTIONS, ("--task_name", "rte"), "--task_name is set by the sweep: --dataset"),
+    (SAMPLED_INSTRUCTIONS, ("--task_name", "rte"), "--task_name is set by the sweep"),
+    (SAMPLED_INSTRUCTIONS, ("--template_idx", "1"), "--template_idx is set by the sweep"),
+    (SAMPLED_TASKS, ("--template_idx", "first"), "--template_idx first"),
+    (SAMPLED_TASKS, ("--template_idx", "99"), "has templates 0 to"),
 ])
 def test_bad_input(scratch, command, flags, words):
     Path("clusters.txt").write_text("rte_0 3\nrte_77 2\n")
