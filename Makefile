@@ -39,3 +39,5 @@ lint: .venv/installed-dev
 bench: .venv/installed-dev
 	@echo "== training against a bare loop, the cache"
 	$(BIN)/python tests/bench_training.py
+	@echo "== what a sweep costs per subset beside the training"
+	$(BIN)/python tests/bench_sweep.py

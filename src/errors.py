@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+from src.process import die_with_parent
+
 
 class InputError(ValueError):
     """Bad input from the user. The message names the flag or file, the value and what is allowed."""
@@ -31,6 +33,7 @@ def warn(message: str) -> None:
 
 def run_as_script(main: Callable[[], int]) -> NoReturn:
     """Run `main` and exit with its code: bad input gives one line on standard error and 2, Ctrl-C gives 130."""
+    die_with_parent()
     try:
         code = main()
     except InputError as error:

@@ -7,15 +7,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 FLOORS = (
-    {"errors", "metrics"},
-    {"tasks", "results", "args", "subsets", "ledger", "process", "clustering", "plots"},
-    {"data", "trainer", "affinity", "launchers", "gradients"},
+    {"errors", "metrics", "process"},
+    {"tasks", "results", "args", "subsets", "ledger", "forkserver", "clustering", "plots"},
+    {"data", "trainer", "affinity", "launchers", "sweep_args", "gradients"},
     {"catalogue", "experiment", "sweep", "cluster", "estimate"},
+    {"preload"},  # of nobody but the forkserver, which gets its name
 )
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}  # the top floor
 MODULES = {path.stem for path in (ROOT / "src").glob("*.py")} - {"__init__"}
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names} | dict.fromkeys(SCRIPTS, len(FLOORS))
-SIDEWAYS = {("trainer", "data")}  # the trainer takes prepared data; within a floor nothing else is imported
+# The trainer takes prepared data, run_as_script ties a process to its parent; within a floor nothing else is imported.
+SIDEWAYS = {("trainer", "data"), ("errors", "process")}
 HEAVY = {"torch", "transformers", "datasets", "peft", "accelerate", "evaluate"}
 
 

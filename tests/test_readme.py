@@ -2,11 +2,14 @@
 
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
 
 from src.args import InstructionArguments, MultitaskArguments, parse
+from src.sweep_args import sweep_parser
 from src.tasks import load_task
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,6 +41,11 @@ def test_command(command):
     elif words[1] == "train_multitask.py":
         data_args, *_ = parse(MultitaskArguments, "", words[2:])
         assert all(load_task(name, ROOT / data_args.task_dir) for name in data_args.task_names)
+    elif words[1].startswith("train_sample_"):
+        sweep = subprocess.run([sys.executable, *words[1:], "--dry_run"], cwd=ROOT, capture_output=True, text=True)
+        assert sweep.returncode == 0 and " subsets wanted" in sweep.stdout, sweep.stderr
+    elif words[0] == "pip":
+        assert (ROOT / words[3]).exists()
     else:
         assert words[:2] == ["python", "-m"]
         assert (ROOT / f"{words[2].replace('.', '/')}.py").exists()
@@ -48,7 +56,8 @@ def test_flags_exist():
 
     known = {f"--{name}" for group in (InstructionArguments, MultitaskArguments, ModelArguments, ResultArguments,
                                        TrainingArguments) for name in group.__dataclass_fields__}
-    for flag in set(re.findall(r"--[a-z_]+", DOCUMENTS)) - {"--help", "--rows", "--nproc_per_node"}:
+    known |= set(sweep_parser("", "")._option_string_actions) | {"--target_task_group", "--dataset", "--num_tasks"}
+    for flag in set(re.findall(r"--[a-z_]+\d*", DOCUMENTS)) - {"--help", "--rows", "--nproc_per_node"}:
         assert flag in known or translate_old_flags([flag, "0"]) != [flag, "0"], flag
 
 

@@ -1,0 +1,218 @@
+"""Draw subsets of items: uniformly or balanced, from one pool or around clusters; count what is possible and covered.
+
+A subset is a tuple of item names in natural order (`rte_2` before `rte_10`), so that one set has one spelling.
+Every draw is a function of the seed, the space and the subsets drawn so far, nothing else.
+"""
+
+import functools
+import itertools
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+
+from src.errors import InputError, did_you_mean
+
+Subset = tuple[str, ...]
+
+TRIES = 8  # candidates of which the balanced draw takes the best
+ENOUGH = 2  # times that a pair should be seen
+DECAY = 0.05  # worth of a pair seen once more often than the least seen
+
+
+def subset(items: Iterable[str]) -> Subset:
+    """Return the canonical spelling of a set of items."""
+    parts = {item: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", item)] for item in items}
+    return tuple(sorted(parts, key=parts.__getitem__))
+
+
+@dataclass(frozen=True)
+class Space:
+    """The subsets that may be drawn: `smallest` to `largest` members, all from one pool, at least one in `targets`.
+
+    Without clusters there is one pool, all items. With clusters, each pool is one cluster and all unplaced items.
+    """
+
+    items: Subset
+    smallest: int
+    largest: int
+    targets: Subset = ()
+    clusters: tuple[Subset, ...] = ()
+
+    def __post_init__(self):
+        if self.smallest < 1 or self.smallest > self.largest:
+            raise InputError(f"--min_task_num {self.smallest} --max_task_num {self.largest}: "
+                             "must be at least 1, and the smallest not larger than the largest")
+        longest = max(map(len, self.pools))
+        if self.largest > longest:
+            raise InputError(f"--max_task_num {self.largest}: there are only {longest} items to draw from"
+                             + (" in the largest cluster with all unplaced items" if self.clusters else ""))
+        check_members("--target_tasks", self.targets, self.items)
+
+    @property
+    def unplaced(self) -> Subset:
+        """Items of no cluster: they belong to every pool."""
+        placed = set(itertools.chain(*self.clusters))
+        return tuple(item for item in self.items if item not in placed)
+
+    @functools.cached_property
+    def pools(self) -> list[Subset]:
+        return [subset(cluster + self.unplaced) for cluster in self.clusters] or [self.items]
+
+    def possible(self) -> int:
+        """How many subsets there are. Pools share exactly the unplaced items, so those count once."""
+        def count(pool: Sequence[str]) -> int:
+            others = len(set(pool) - set(self.targets)) if self.targets else -1
+            return sum(comb(len(pool), size) - (comb(others, size) if others >= 0 else 0)
+                       for size in range(self.smallest, self.largest + 1))
+
+        pools = self.pools
+        return sum(map(count, pools)) - (len(pools) - 1) * count(self.unplaced)
+
+    def __contains__(self, members: Subset) -> bool:
+        return (self.smallest <= len(members) <= self.largest
+                and any(set(members) <= set(pool) for pool in self.pools)
+                and (not self.targets or bool(set(members) & set(self.targets))))
+
+    def combinations(self) -> Iterator[Subset]:
+        """All subsets, smaller first, in the order of the items."""
+        for size in range(self.smallest, self.largest + 1):
+            found = itertools.chain(*(itertools.combinations(pool, size) for pool in self.pools))
+            yield from (members for members in dict.fromkeys(found) if members in self)
+
+    @functools.cached_property
+    def pairs(self) -> list[Subset]:
+        """All pairs that some subset can hold together."""
+        found = itertools.chain(*(itertools.combinations(pool, 2) for pool in self.pools))
+        pairs = list(dict.fromkeys(found))
+        if self.targets and self.largest == 2:
+            pairs = [pair for pair in pairs if set(pair) & set(self.targets)]
+        return pairs
+
+
+def draw(space: Space, number: int | None, seed: int, balanced: bool = False,
+         taken: Iterable[Subset] = ()) -> list[Subset]:
+    """Draw subsets not in `taken` until `number` are drawn or none is left.
+
+    Uniform: the size first, then the pool, then the members. Balanced: go on from `taken`, pairs seen least first.
+    Without `number`, until every pair is seen `ENOUGH` times.
+    """
+    taken = list(taken)
+    rng = random.Random(f"{seed} {len(taken)}")
+    left = space.possible() - sum(members in space for members in set(taken))
+    seen, drawn = set(taken), []
+    counts = count_pairs(taken)
+
+    def wanted() -> bool:
+        if number is not None:
+            return len(drawn) < number
+        return any(counts[pair] < ENOUGH for pair in space.pairs)
+
+    while len(drawn) < left and wanted():
+        members = _balanced(space, rng, counts, seen) if balanced else None
+        while members is None or members in seen:  # what repeats is drawn again: uniform over what is left
+            members = _uniform(space, rng)
+        seen.add(members)
+        drawn.append(members)
+        counts.update(itertools.combinations(members, 2))
+    return drawn
+
+
+def _uniform(space: Space, rng: random.Random) -> Subset:
+    while True:
+        size, pool = rng.randint(space.smallest, space.largest), rng.choice(space.pools)
+        if size <= len(pool) and (members := subset(rng.sample(pool, size))) in space:
+            return members
+
+
+def _balanced(space: Space, rng: random.Random, counts: Counter, seen: set[Subset]) -> Subset | None:
+    """The best of some greedy subsets, each grown from a least-seen pair; None where all of them are in `seen`."""
+    pairs = space.pairs
+    if space.largest == 1 or not pairs:
+        return None
+    size = max(2, rng.randint(space.smallest, space.largest))
+    least = min(counts[pair] for pair in pairs)
+    starts = [pair for pair in pairs if counts[pair] == least]
+
+    def worth(a: str, b: str) -> float:
+        return DECAY ** (counts[(a, b)] + counts[(b, a)] - least)
+
+    best, best_score = None, -1.0
+    for _ in range(TRIES):
+        members = list(rng.choice(starts))
+        pool = rng.choice([pool for pool in space.pools if set(members) <= set(pool)])
+        has_target = not space.targets or bool(set(members) & set(space.targets))  # is a target among the members?
+        score = worth(*members)
+        gain = {item: sum(worth(item, member) for member in members) for item in pool if item not in members}
+        while len(members) < size or not has_target:
+            candidates = [item for item in gain if has_target or item in space.targets]
+            if not candidates:
+                break
+            rng.shuffle(candidates)  # ties go to chance
+            item = max(candidates, key=gain.__getitem__)
+            score += gain.pop(item)
+            members.append(item)
+            has_target = True
+            for other in gain:
+                gain[other] += worth(other, item)
+        found = subset(members)
+        score /= comb(len(members), 2)
+        if score > best_score and found not in seen and found in space:
+            best, best_score = found, score
+    return best
+
+
+def count_pairs(subsets: Iterable[Subset]) -> Counter:
+    """How often each pair of items is in one subset."""
+    return Counter(pair for members in subsets for pair in itertools.combinations(members, 2))
+
+
+def coverage(space: Space, subsets: Iterable[Subset]) -> str:
+    """One line: how many of the pairs are seen together, and how often."""
+    counts, pairs = count_pairs(subsets), space.pairs
+    if not pairs:
+        return "coverage: single items, no pairs"
+    times = [counts[pair] for pair in pairs]
+    return (f"coverage: {sum(map(bool, times))} of {len(pairs)} pairs seen together, "
+            f"each {min(times)} to {max(times)} times (mean {sum(times) / len(times):.1f})")
+
+
+def check_members(where: str, members: Iterable[str], items: Sequence[str]) -> None:
+    """Raise InputError for a member that is not among `items` or is named twice."""
+    members = list(members)
+    for member in members:
+        if member not in items:
+            raise InputError(f"{where}: unknown item '{member}': {did_you_mean(member, items)}")
+        if members.count(member) > 1:
+            raise InputError(f"{where}: '{member}' is named {members.count(member)} times")
+
+
+def read_subsets(path: Path, items: Sequence[str], task: str | None = None) -> list[Subset]:
+    """Read a file of subsets or clusters: one a line, members separated by spaces; `#` starts a comment.
+
+    With `task`, a bare index `3` means that task's template: `rte_3`.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    found: dict[Subset, int] = {}
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        members = [f"{task}_{word}" if task and re.fullmatch(r"-?\d+", word) else word for word in words]
+        check_members(f"{path}, line {number}", members, items)
+        if members and found.setdefault(subset(members), number) != number:
+            raise InputError(f"{path}, line {number}: the same subset as line {found[subset(members)]}")
+    if not found:
+        raise InputError(f"{path}: holds no subset")
+    return list(found)
+
+
+def read_clusters(path: Path, items: Sequence[str], task: str | None = None) -> tuple[Subset, ...]:
+    """Read a cluster file; raise InputError where one item is in two clusters."""
+    clusters = read_subsets(path, items, task)
+    check_members(str(path), itertools.chain(*clusters), items)
+    return tuple(clusters)

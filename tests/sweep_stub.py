@@ -1,0 +1,26 @@
+"""The sweep of stub children over the items a, b, c, ...: `python tests/sweep_stub.py NUMBER_OF_ITEMS --flags`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from src import ledger
+from src.errors import run_as_script
+from src.sweep import Items, run_sweep
+from src.sweep_args import parse, sweep_parser
+
+CHILD = str(Path(__file__).with_name("stub_child.py"))
+
+
+def main() -> int:
+    parser = sweep_parser(__doc__, "stub_child.py")
+    parser.add_argument("number", type=int)
+    parser.add_argument("--stale_after", type=float, default=ledger.STALE_AFTER)
+    args = parse(parser)
+    ledger.STALE_AFTER, ledger.RENEW_EVERY = args.stale_after, args.stale_after / 20
+    hashes = {chr(ord("a") + index) if args.number <= 26 else f"t{index}": "hash" for index in range(args.number)}
+    return run_sweep(args, Items(hashes, CHILD, lambda members: ["--task_names", *members], preload="src.results"))
+
+
+if __name__ == "__main__":
+    run_as_script(main)

@@ -1,0 +1,151 @@
+"""The ledger: first wins, claims end with their holders, nothing is half-written."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from src import ledger as module
+from src.errors import InputError
+from src.ledger import Ledger
+
+
+@pytest.fixture(params=["flock", "heartbeat"])
+def ledger(request, tmp_path):
+    return Ledger.open(tmp_path / "sets" / "x", request.param)
+
+
+def other_view(ledger):
+    return Ledger(ledger.folder)
+
+
+def test_a_subset_has_one_holder_until_it_is_given_up(ledger):
+    claim = ledger.claim("k", "a b")
+    assert ledger.is_claimed("k") and other_view(ledger).claim("k", "a b") is None
+    assert "a b" in next((ledger.folder / "claims").iterdir()).read_text()
+    claim.release()
+    assert not ledger.is_claimed("k")
+    again = other_view(ledger).claim("k", "a b")
+    assert again is not None
+    again.release()
+
+
+def test_commit_is_first_wins_and_ends_claims(ledger):
+    claim = ledger.claim("k", "a b")
+    assert ledger.commit("k", {"subset": "a b"}) and not other_view(ledger).commit("k", {"subset": "other"})
+    claim.release()
+    assert ledger.claim("k", "a b") is None
+    assert ledger.done()["k"]["subset"] == "a b"
+    assert ledger.text_file.read_text() == "a b\n"
+
+
+def test_text_file_lists_each_subset_once_and_all_of_them(ledger):
+    other = other_view(ledger)
+    ledger.commit("k1", {"subset": "a b"})
+    other.commit("k2", {"subset": "a c"})
+    ledger.commit("k3", {"subset": "a b"})  # under other settings
+    assert sorted(ledger.text_file.read_text().splitlines()) == ["a b", "a c"]
+
+
+def test_failures_add_up_and_can_be_forgotten(ledger):
+    assert ledger.attempts("k") == []
+    assert [ledger.fail("k", "a b", reason, "log") for reason in ("one", "two")] == [1, 2]
+    assert [attempt["reason"] for attempt in other_view(ledger).attempts("k")] == ["one", "two"]
+    ledger.forget_failures("k")
+    assert ledger.attempts("k") == []
+
+
+def test_the_plan_is_extended_by_one_process_only(ledger):
+    assert ledger.plan() == ([], 0)
+    assert ledger.extend_plan(0, ["a b", "a c"], "seed 1")
+    assert not other_view(ledger).extend_plan(0, ["b c"], "seed 2")
+    assert other_view(ledger).plan() == (["a b", "a c"], 1)
+
+
+def test_a_child_keeps_the_claim_of_its_dead_scheduler(tmp_path):
+    Ledger.open(tmp_path / "x", "flock")
+    code = """if True:
+        import subprocess, sys, os, signal
+        from src.ledger import Ledger
+        claim = Ledger(sys.argv[1]).claim("k", "a")
+        child = subprocess.Popen(["sleep", "100"], pass_fds=(claim.fd,), stdout=subprocess.DEVNULL)
+        print(child.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    root = Path(__file__).parent.parent
+    scheduler = subprocess.run([sys.executable, "-c", code, tmp_path / "x"], cwd=root, stdout=subprocess.PIPE)
+    ledger = Ledger(tmp_path / "x")
+    assert scheduler.returncode == -signal.SIGKILL
+    assert ledger.is_claimed("k") and ledger.claim("k", "a") is None
+    os.kill(int(scheduler.stdout), signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while (claim := ledger.claim("k", "a")) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    claim.release()
+
+
+def test_a_stale_heartbeat_is_taken_over_once_and_its_holder_notices(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RENEW_EVERY", 0)
+    monkeypatch.setattr(module, "STALE_AFTER", 100)
+    ledger = Ledger.open(tmp_path / "x", "heartbeat")
+    claim = ledger.claim("k", "a")
+    assert claim.renew()
+    os.utime(claim.path, (time.time() - 90,) * 2)
+    assert ledger.claim("k", "a") is None
+    assert claim.renew() and time.time() - claim.path.stat().st_mtime < 5
+    os.utime(claim.path, (time.time() - 110,) * 2)
+    taken = ledger.claim("k", "a")
+    assert taken is not None and ledger.claim("k", "a") is None
+    assert not claim.renew()
+    claim.release()  # of a claim that is no longer ours: does not touch the other's
+    assert ledger.is_claimed("k") and ledger.claim("k", "a") is None
+
+
+def _compete(folder, mode, start, wins):
+    ledger = Ledger(folder)
+    start.wait()
+    for key in map(str, range(100)):
+        if (claim := ledger.claim(key, key)) is not None:
+            assert ledger.commit(key, {"subset": key})
+            claim.release()
+            wins.put(key)
+
+
+@pytest.mark.parametrize("mode", ["flock", "heartbeat"])
+def test_eight_processes_divide_a_hundred_subsets(tmp_path, mode):
+    ledger = Ledger.open(tmp_path / "x", mode)
+    context = multiprocessing.get_context("fork")
+    start, wins = context.Barrier(8), context.Queue()
+    processes = [context.Process(target=_compete, args=(ledger.folder, mode, start, wins)) for _ in range(8)]
+    for process in processes:
+        process.start()
+    won = sorted(int(wins.get(timeout=60)) for _ in range(100))
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert won == list(range(100)) and wins.empty()
+    assert sorted(map(int, ledger.text_file.read_text().split())) == won
+    assert not list(ledger.folder.rglob(".*"))  # no temporary file is left
+
+
+def test_modes_do_not_mix(tmp_path):
+    Ledger.open(tmp_path / "x", "heartbeat")
+    assert Ledger.open(tmp_path / "x").mode == "heartbeat"
+    with pytest.raises(InputError, match=r"--ledger flock: .* in use with --ledger heartbeat"):
+        Ledger.open(tmp_path / "x", "flock")
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    (tmp_path / "old.txt").write_text("a b\n")
+    with pytest.raises(InputError, match="written by something else"):
+        Ledger.open(tmp_path / "old")
+    assert (tmp_path / "old.txt").read_text() == "a b\n"
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write there"):
+        Ledger.open(tmp_path / "file" / "x")

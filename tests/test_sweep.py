@@ -1,0 +1,381 @@
+"""Sweeps of stub children (tests/stub_child.py), as processes: what is recorded, what is left running, what is said."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from src import launchers
+from src.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+STUB = [sys.executable, str(ROOT / "tests" / "sweep_stub.py")]
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def command(items: int, *flags, name="x") -> list[str]:
+    return [*STUB, str(items), "--task_set_name", name, "--device", "cpu", "--warm_start", "False", *map(str, flags)]
+
+
+def sweep(items: int, *flags, code=0, name="x") -> str:
+    """Run a sweep to its end; return all that it printed."""
+    run = subprocess.run(command(items, *flags, name=name), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                         timeout=120)
+    assert run.returncode == code, run.stdout
+    return run.stdout
+
+
+def start(items: int, *flags, name="x") -> subprocess.Popen:
+    return subprocess.Popen(command(items, *flags, name=name), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True)
+
+
+def completed(name="x") -> list[str]:
+    path = Path("sampled_tasks", f"{name}.txt")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def trace(word="start") -> list[str]:
+    """Subsets in the order of `word`."""
+    if not Path("trace").exists():
+        return []
+    found = re.findall(rf"^{word} \w+ \d+ ([\w ]*) \[", Path("trace").read_text(), re.MULTILINE)
+    return [line.strip() for line in found]
+
+
+def rows(name="x") -> Counter:
+    """How often each (subset, item, seed) is in runs.csv."""
+    lines = Path("results", name, "runs.csv").read_text().splitlines()[1:]
+    assert all(line.count(",") == 15 for line in lines)
+    return Counter((fields[6], fields[3], fields[2]) for fields in (line.split(",") for line in lines))
+
+
+def wait_for(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return value
+
+
+def processes_here() -> list[str]:
+    """Command lines of the processes that work in this test's folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if int(process.name) != os.getpid() and (process / "cwd").readlink() == Path.cwd():
+                words = (process / "cmdline").read_text()
+                if words:  # not a zombie
+                    found.append(words.replace("\0", " "))
+        except OSError:
+            pass
+    return found
+
+
+# ---- what is done and recorded -------------------------------------------------------------------------------------
+
+
+def test_all_possible_subsets_once_with_their_rows():
+    out = sweep(6, "--num_samples", 100, "--runs", 2)
+    assert "15 subsets wanted, 15 possible (--num_samples 100 is more" in out
+    assert "15 done, 0 failed, 0 left" in out
+    assert sorted(completed()) == sorted(trace()) and len(set(completed())) == 15
+    assert len(rows()) == 15 * 2 * 2 and set(rows().values()) == {1}
+    assert not list(Path("saved").iterdir())  # checkpoints are deleted
+    assert "the child speaks" in next(Path("sampled_tasks/x/logs").glob("*.1.log")).read_text()
+    assert "15 of 15 are done already: nothing is left to do" in sweep(6, "--num_samples", 100, "--runs", 2)
+    assert len(trace()) == 15
+
+
+def test_num_samples_counts_completed_subsets_and_goes_on():
+    sweep(10, "--num_samples", 3, "--max_task_num", 4, "--keep_checkpoints")
+    first = completed()
+    assert len(first) == 3 and len(list(Path("saved").iterdir())) == 3
+    sweep(10, "--num_samples", 7, "--max_task_num", 4)
+    assert completed()[:3] == first and len(set(completed())) == 7
+    sweep(10, "--num_samples", 2, "--max_task_num", 4)
+    assert len(trace()) == 7
+
+
+def test_changed_settings_train_again_and_say_so():
+    sweep(3, "--num_samples", 2, "--lr", "5e-05")
+    assert "2 of 2 are done already" in sweep(3, "--num_samples", 2, "--learning_rate=5e-5", "--logging_steps", 10)
+    out = sweep(3, "--num_samples", 2, "--lr", "1e-4")
+    assert "2 of them were trained under other settings and are trained again" in out
+    assert "(learning_rate was 5e-05, is 0.0001)" in out
+    assert len(trace()) == 4 and len(completed()) == 2
+    sweep(3, "--num_samples", 2, "--lr", "1e-4", "--save_name", "other")
+    assert len(trace()) == 6 and len(rows("other")) == 4
+
+
+def test_fixed_subsets():
+    Path("subsets").write_text("a\nb c d\na b c d # all\n")
+    sweep(4, "--subsets_file", "subsets")
+    assert completed() == ["a", "b c d", "a b c d"]
+    sweep(4, "--preload_combos", "--combos_section", 1, 4, name="y")
+    assert completed("y") == ["a c", "a d", "b c"]
+    Path("clusters").mkdir()
+    Path("clusters/found.txt").write_text("a b\nc d\n")
+    sweep(5, "--num_samples", 99, "--current_cluster_dir", "found", name="z")
+    assert sorted(completed("z")) == ["a b", "a e", "b e", "c d", "c e", "d e"]
+    sweep(4, "--num_samples", 99, "--target_tasks", "c", name="t")
+    assert sorted(completed("t")) == ["a c", "b c", "c d"]
+
+
+def test_dry_run_and_status_run_and_write_nothing():
+    out = sweep(4, "--draw", "balanced", "--dry_run", "--", "--max_steps", 7)
+    assert "coverage: 6 of 6 pairs" in out and out.count("stub_child.py --task_names") == 6
+    assert "--max_steps 7" in out and "--use_cpu True" in out and list(Path.cwd().iterdir()) == []
+    printed = next(line for line in out.splitlines() if "stub_child.py" in line)
+    assert subprocess.run(printed, shell=True).returncode == 0  # can be pasted
+    assert sum(rows().values()) == 2
+    sweep(4, "--num_samples", 2, "--behave", "fail", "--behave_only", "a", "--seed", 1, code=1)
+    out = sweep(4, "--num_samples", 4, "--behave", "fail", "--behave_only", "a", "--seed", 1, "--status")
+    counts = re.search(r"(\d) done, 0 running, (\d) failed, (\d) left", out)
+    assert sum(map(int, counts.groups())) == 4 and counts[3] == "2"
+
+
+def test_finished_rows_are_committed_without_another_run():
+    sweep(3, "--num_samples", 3)
+    for done in Path("sampled_tasks/x/done").iterdir():
+        done.unlink()
+    Path("results/x/runs.csv").unlink()
+    out = sweep(3, "--num_samples", 3)
+    assert out.count("its finished rows were found") == 3
+    assert len(trace()) == 3 and len(completed()) == 3 and len(rows()) == 6
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_children_get_their_device(monkeypatch, warm):
+    out = sweep(5, "--num_samples", 10, "--jobs_per_device", 3, "--warm_start", warm)
+    assert "10 done" in out
+    assert Path("trace").read_text().count("[]") == 20
+
+
+# ---- failures ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("behave, reason, flags", [
+    ("fail", "exit code 1", ()),
+    ("kill", "killed by SIGKILL (out of memory?)", ()),
+    ("silent", "exit code 0, but without completed rows", ()),
+    ("hang", "timed out after 1 s", ("--subset_timeout", 1)),
+])
+@pytest.mark.parametrize("warm", [False, True])
+def test_failed_subsets_are_tried_again_and_listed(behave, reason, flags, warm):
+    flags = ("--num_samples", 3, "--behave", behave, "--behave_only", "a", "--warm_start", warm,
+             "--jobs_per_device", 2, *flags)
+    out = sweep(3, *flags, "--retries", 1, code=1)
+    assert "1 done, 2 failed, 0 left" in out and completed() == ["b c"]
+    assert Counter(trace()) == {"a b": 2, "a c": 2, "b c": 1}
+    for name in ("a b", "a c"):
+        line = next(line for line in out.splitlines() if line.startswith(f"failed: {name}: {reason}, see "))
+        log = Path(line.rpartition(" ")[2]).read_text()
+        assert "the child speaks" in log and f"--task_names {name} " in log
+    records = [json.loads(file.read_text()) for file in Path("sampled_tasks/x/failed").iterdir()]
+    assert [len(record["attempts"]) for record in records] == [2, 2]
+    sweep(3, *flags, code=1)
+    assert len(trace()) == 5  # not tried again ...
+    sweep(3, *flags, "--retry_failed", "--retries", 0, code=1)
+    assert len(trace()) == 7  # ... unless asked for
+    assert processes_here() == []
+
+
+def test_bad_flags_of_the_child_stop_the_sweep():
+    out = sweep(10, "--num_samples", 40, "--behave", "refuse", "--jobs_per_device", 2, code=2)
+    assert "error: --nonsense is no flag" in out and "a child refused its command line" in out
+    assert len(trace()) <= 2 and not list(Path("sampled_tasks/x/failed").iterdir())
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("behave, warm", [("hang", False), ("hang", True), ("stubborn", False)])
+def test_interrupted(number, code, behave, warm):
+    flags = ("--num_samples", 6, "--jobs_per_device", 4, "--warm_start", warm, "--behave", behave)
+    process = start(4, *flags, "--behave_only", "d")
+    wait_for(lambda: len(trace()) == 6 and len(completed()) == 3)
+    began = time.monotonic()
+    process.send_signal(number)
+    out = process.communicate(timeout=10)[0]
+    assert process.returncode == code and time.monotonic() - began < 5
+    assert "3 done, 0 failed, 3 left" in out and "the same command goes on from here" in out
+    assert processes_here() == []
+    assert sorted(completed()) == ["a b", "a c", "b c"] and not list(Path("sampled_tasks/x/failed").iterdir())
+    sweep(4, *flags, "--behave_only", "none")  # other settings: this flag is in the key
+    assert len(completed()) == 6
+
+
+def test_the_same_command_goes_on_after_an_interruption():
+    flags = ("--num_samples", 6, "--behave", "sleep:0.3")
+    process = start(4, *flags)
+    wait_for(lambda: len(completed()) >= 2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert "6 done" in sweep(4, *flags)
+    assert len(trace("end")) == 6 and len(completed()) == 6
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_children_die_with_a_killed_scheduler(warm):
+    process = start(4, "--num_samples", 6, "--jobs_per_device", 2, "--warm_start", warm, "--behave", "sleep:1000")
+    wait_for(lambda: len(trace()) == 2)
+    process.kill()
+    wait_for(lambda: processes_here() == [])
+    process.communicate()
+
+
+def test_a_killed_forkserver_is_started_again():
+    process = start(4, "--num_samples", 6, "--warm_start", "True", "--behave", "sleep:0.2")
+    wait_for(lambda: len(completed()) == 1)
+    for entry in Path("/proc").glob("[0-9]*/task/*/children"):
+        if entry.parent.name == str(process.pid):
+            os.kill(int(entry.read_text().split()[0]), signal.SIGKILL)
+    out = process.communicate(timeout=30)[0]
+    assert process.returncode == 0 and len(completed()) == 6, out
+
+
+# ---- several at once -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ledger", ["flock", "heartbeat"])
+def test_two_sweeps_at_once_train_each_subset_once(ledger):
+    flags = ("--num_samples", 12, "--behave", "sleep:0.02", "--ledger", ledger)
+    both = [start(7, *flags, "--draw", draw) for draw in ("uniform", "balanced")]
+    outs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outs
+    assert len(trace()) == 12 and sorted(trace()) == sorted(completed())
+    assert all("12 done, 0 failed, 0 left" in out for out in outs)
+    assert sum(out.count("\ndone ") for out in outs) == 12 and min(out.count("\ndone ") for out in outs) > 0
+
+
+def test_work_of_a_killed_sweep_is_taken_over_by_the_other():
+    flags = ("--num_samples", 6, "--behave", "sleep:0.3")
+    first = start(4, *flags)
+    wait_for(lambda: len(trace()) == 1)
+    second = start(4, *flags)
+    wait_for(lambda: len(trace()) == 2)
+    first.kill()
+    second.communicate(timeout=30)
+    first.communicate()
+    assert second.returncode == 0 and len(set(completed())) == 6 and trace("overlap") == []
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--num_samples", 3, "--min_task_num", 4, "--max_task_num", 2), "--min_task_num 4 --max_task_num 2"),
+    (("--num_samples", 3, "--max_task_num", 5), "there are only 4 items"),
+    (("--num_samples", 0), "--num_samples 0 must be at least 1"),
+    ((), "--num_samples is missing"),
+    (("--num_samples", 3, "--target_tasks", "e"), "unknown item 'e'"),
+    (("--num_samples", 3, "--current_cluster_dir", "nowhere"), "there is no file clusters/nowhere.txt"),
+    (("--num_samples", 3, "--device", "first"), "--device first"),
+    (("--num_samples", 3, "--save_name", "a/b"), "must be a plain file name"),
+    (("--num_samples", 3, "--run_name", "mine"), "--run_name is set by the sweep"),
+    (("--num_samples", 3, "--warm_start", "maybe"), "must be True or False"),
+    (("--preload_combos", "--combos_section", 6, 8), "there are 6 combinations"),
+    (("--combos_section", 0, 8, "--num_samples", 3), "needs --preload_combos"),
+    (("--num_samples", 3, "--launcher", "ray", "--device", "cpu", "--ledger", "hope"), "invalid choice: 'hope'"),
+])
+def test_bad_input(flags, words):
+    assert words in sweep(4, *flags, code=2)
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_devices(monkeypatch, capsys):
+    monkeypatch.setattr(launchers, "visible_gpus", lambda: [])
+    assert launchers.resolve_devices(["7"]) == ["cpu"]
+    assert capsys.readouterr().err.count("warning: --device 7: there is no GPU here") == 1
+    assert launchers.resolve_devices(["all"]) == launchers.resolve_devices(["cpu"]) == ["cpu"]
+    monkeypatch.setattr(launchers, "visible_gpus", lambda: ["4", "6"])
+    assert launchers.resolve_devices(["1"]) == ["6"] and launchers.resolve_devices(["all"]) == ["4", "6"]
+    assert launchers.device_environment("6", 4) == {"CUDA_VISIBLE_DEVICES": "6"}
+    for wanted, words in ((["7"], "indices 0 to 1"), (["0", "0"], "given twice"), (["cpu", "0"], "--device cpu")):
+        with pytest.raises(InputError, match=words):
+            launchers.resolve_devices(wanted)
+
+
+def mount(*arguments: str, folder: Path) -> None:
+    """Mount a small file system, or skip where that is not allowed."""
+    folder.mkdir()
+    if subprocess.run(["mount", *arguments, folder], capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+
+
+def test_read_only_folder(tmp_path):
+    mount("-t", "tmpfs", "-o", "ro", "none", folder=tmp_path / "sampled_tasks")
+    try:
+        assert "cannot write there: Read-only file system" in sweep(4, "--num_samples", 3, code=2)
+    finally:
+        subprocess.run(["umount", tmp_path / "sampled_tasks"], check=True)
+
+
+def test_full_disk_loses_nothing(tmp_path):
+    mount("-t", "tmpfs", "-o", "size=1m", "none", folder=tmp_path / "sampled_tasks")
+    try:
+        filler = tmp_path / "sampled_tasks" / "filler"
+        process = start(5, "--num_samples", 10, "--behave", "sleep:0.2")
+        wait_for(lambda: len(completed()) == 2)
+        with filler.open("wb", buffering=0) as file, pytest.raises(OSError):
+            while True:
+                file.write(b"x" * 4096)
+        out = process.communicate(timeout=30)[0]
+        assert process.returncode == 1 and "No space left on device" in out and "Traceback" not in out, out
+        assert processes_here() == []
+        before = list(completed())
+        filler.unlink()
+        assert "10 done, 0 failed" in sweep(5, "--num_samples", 10, "--behave", "sleep:0.2")
+        assert completed()[:len(before)] == before and len(set(completed())) == 10
+        assert len(rows()) == 20 and set(rows().values()) == {1}
+    finally:
+        subprocess.run(["umount", tmp_path / "sampled_tasks"], check=True)
+
+
+# ---- stress --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ledger, number, seconds", [("flock", 500, 20), ("heartbeat", 120, 8)])
+def test_eight_sweeps_under_random_kills_lose_and_repeat_nothing(ledger, number, seconds):
+    """8 sweeps; for some seconds a random scheduler or child is killed; then one sweep runs to the end."""
+    flags = ("--num_samples", number, "--max_task_num", 3, "--retries", 1000, "--ledger", ledger, "--stale_after", 5)
+    rng, began, kills = random.Random(0), time.monotonic(), Counter()
+    sweeps = [start(40, *flags) for _ in range(8)]
+    while time.monotonic() - began < seconds:
+        time.sleep(0.04)
+        victim = rng.choice(sweeps)
+        children = Path(f"/proc/{victim.pid}/task/{victim.pid}/children")
+        pids = list(map(int, children.read_text().split())) if children.exists() else []
+        if pids and rng.random() < 0.4:
+            os.kill(rng.choice(pids), signal.SIGKILL)
+            kills["children"] += 1
+        elif rng.random() < 0.06:
+            victim.kill()
+            victim.communicate()
+            kills["schedulers"] += 1
+            sweeps[sweeps.index(victim)] = start(40, *flags)
+    for process in sweeps:
+        process.kill()
+        process.communicate()
+    before = len(completed())
+    out = sweep(40, *flags, "--jobs_per_device", 4, "--warm_start", True)
+    print(f"{dict(kills)}, {before} of {number} done under fire, {len(trace())} starts, {len(trace('end'))} ends")
+    assert kills["children"] > 20 and kills["schedulers"] > 2
+    assert f"{number} done, 0 failed, 0 left" in out
+    done = [json.loads(path.read_text())["subset"] for path in Path("sampled_tasks/x/done").glob("[!.]*")]
+    assert len(done) == len(set(done)) == number and sorted(completed()) == sorted(done)
+    assert trace("overlap") == []
+    expected = {(name, item, "42") for name in done for item in name.split()}
+    assert set(rows()) == expected and set(rows().values()) == {1}
