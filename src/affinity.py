@@ -5,7 +5,6 @@ the subset (Li, Sharma and Zhang, 2023), turned so that higher is better. A subs
 The diagonal is not defined (NaN), and neither is a pair never trained together.
 """
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,17 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from src.errors import InputError, did_you_mean
+from src.metrics import LOWER_IS_BETTER
+from src.names import natural_order, task_of_template
 from src.tasks import load_task, task_names
 
-LOWER_IS_BETTER = ("loss",)
 NOT_A_SCORE = ("gen_len",)  # neither higher nor lower is better
 RUN_COLUMNS = ("run_id", "status", "item", "trained_on", "split", "metric", "value")
 FEW_MISSING = 0.2  # up to this share of missing pairs is a warning
-
-
-def by_number(name: str) -> list:
-    """Sorting key that puts rte_2 before rte_10."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(-?\d+)", name))]
 
 
 # ---- read ----------------------------------------------------------------------------------------------------------
@@ -140,10 +135,9 @@ def _read_wide(path: Path, config_hash: str | None):
 
 def main_metrics(items: list[str], task_dir: str | Path) -> dict[str, str]:
     """Each item's main metric: the first one of its task."""
-    tasks = {}
+    tasks, known = {}, set(task_names(task_dir))
     for item in items:
-        template = re.fullmatch(r"(.+)_-?\d+", item)
-        tasks[item] = template[1] if template and item not in task_names(task_dir) else item
+        tasks[item] = item if item in known else task_of_template(item) or item
     try:
         return {item: load_task(task, task_dir).metrics[0] for item, task in tasks.items()}
     except InputError as error:
@@ -157,7 +151,7 @@ def oriented(scores, metric: str | None, task_dir: str | Path):
         raise InputError(f"--metric {metric}: " + (
             "says nothing of quality" if metric in NOT_A_SCORE else
             f"not in these results, {did_you_mean(metric, found - set(NOT_A_SCORE))}"))
-    items = sorted(set(scores["item"]), key=by_number)
+    items = sorted(set(scores["item"]), key=natural_order)
     wanted = main_metrics(items, task_dir) if metric is None else dict.fromkeys(items, metric)
     scores = scores[scores["metric"] == scores["item"].map(wanted)]
     for item in items:
@@ -286,9 +280,9 @@ class Affinity:
 
 
 def build(scores, ridge: bool = False) -> Affinity:
-    """Affinity of the items of `oriented` scores, in the order of `by_number`."""
+    """Affinity of the items of `oriented` scores, in the order of `natural_order`."""
     members = {subset: set(subset.split()) for subset in scores["trained_on"]}
-    items = sorted(set(scores["item"]) & set().union(*members.values()), key=by_number)
+    items = sorted(set(scores["item"]) & set().union(*members.values()), key=natural_order)
     if len(items) < 2:
         raise InputError(f"clustering needs two items or more; these results hold {len(items)}: {', '.join(items)}")
     subsets = sorted(members)

@@ -9,7 +9,6 @@
 import argparse
 import hashlib
 import json
-import re
 import sys
 import time
 from datetime import UTC, datetime
@@ -18,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from src import affinity, clustering, plots
-from src.errors import InputError, did_you_mean
+from src import DEFAULT_TASK_DIR, affinity, clustering, plots
+from src.errors import InputError, did_you_mean, run_as_script
+from src.names import task_of_template
 
 SIGNIFICANT = 0.05
 
@@ -31,8 +31,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--save_name", required=True, help="name of the sweep: the folder below --results_dir")
     add("--results_dir", default="results", help="folder of all results (default: results)")
-    add("--task_dir", default="data/tasks", help="folder of task files, for each task's main metric "
-        "(default: data/tasks)")
+    add("--task_dir", default=DEFAULT_TASK_DIR, help="folder of task files, for each task's main metric "
+        "(default: %(default)s)")
     add("--split", default="valid", choices=["valid", "test"], help="scores of which split to read (default: valid)")
     add("--metric", help="metric of all items, e.g. loss or exact_match (default: each task's own main metric)")
     add("--config_hash", help="read only the runs of this config_hash (default: all; an error if they differ)")
@@ -51,6 +51,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--permutations", type=int, default=199, help="number of shuffled matrices in the test of whether there is any "
         "structure (default: 199)")
     add("--seed", type=int, default=0, help="of resamples, permutations and random starts (default: 0)")
+    add("--reference", metavar="FILE", help="a cluster file to compare with: says how alike the clusters are (adjusted "
+        "Rand index, 1: the same, 0: as by chance)")
     add("--compare", action="store_true", help="also run every other method and show a table of them")
     add("--write_subsets", metavar="FILE", help="write, for --subsets_file of the sweep: each item alone, all items, "
         "each cluster")
@@ -94,8 +96,8 @@ def write_lines(path: str | Path, lines: list[list[str]]) -> Path:
 
 def sweep_command(items: tuple[str, ...], args: argparse.Namespace, subsets: Path) -> str:
     """The command that trains the subsets of a file into the same results."""
-    templates = [re.fullmatch(r"(.+)_-?\d+", item) for item in items]
-    of_one_task = all(templates) and len({template[1] for template in templates}) == 1
+    tasks = {task_of_template(item) for item in items}
+    of_one_task = len(tasks) == 1 and None not in tasks
     script = "train_sample_instructions_lora.py" if of_one_task else "train_sample_tasks.py"
     return f"python {script} --save_name {args.save_name} --subsets_file {subsets} <the flags of the sweep>"
 
@@ -139,6 +141,17 @@ def old_labels(items: tuple[str, ...], path: str | None) -> np.ndarray:
         if item not in items:
             raise InputError(f"--extend {path}: '{item}' is not in these results, {did_you_mean(item, items)}")
     return np.array([place.get(item, -1) for item in items])
+
+
+def likeness(items: tuple[str, ...], labels: np.ndarray, path: str) -> float:
+    """Adjusted Rand index (Hubert & Arabie, 1985) of the clusters and those of the file at `path`."""
+    from sklearn.metrics import adjusted_rand_score
+
+    place = {item: c for c, cluster in enumerate(read_clusters(path)) for item in cluster}
+    for item in items:
+        if item not in place:
+            raise InputError(f"--reference {path}: '{item}' is in no cluster there")
+    return float(adjusted_rand_score([place[item] for item in items], labels))
 
 
 def choose(S: np.ndarray, old: np.ndarray, args: argparse.Namespace) -> tuple[np.ndarray, list[dict], dict]:
@@ -235,14 +248,15 @@ def report(scores, args: argparse.Namespace, clusters_file: Path) -> None:
     print(f"written: {path}")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     folder, name = Path(args.results_dir) / args.save_name, args.name or args.save_name
     clusters_file, source = Path(args.clusters_dir) / f"{name}.txt", affinity.results_file(folder, args.split)
     everything = affinity.read_scores(folder, args.split, args.config_hash)
     scores = affinity.oriented(everything, args.metric, args.task_dir)
     if args.report:
-        return report(scores, args, clusters_file)
+        report(scores, args, clusters_file)
+        return 0
     found = affinity.build(scores, ridge=args.estimator == "ridge")
     old = old_labels(found.items, args.extend)
     unseen = check_coverage(found, old, args)
@@ -266,10 +280,11 @@ def main(arguments: list[str] | None = None) -> None:
                    ", ".join(metrics[:3]) + (", ..." if len(metrics) > 3 else ""))
     plots.number_of_clusters(folder / "num_clusters.png", curve, k)
     summary = summarise(S, labels, clusters, found, together, gains)
+    alike = None if args.reference is None else likeness(found.items, labels, args.reference)
     record = {
         "clusters": clusters, "per_cluster": summary, "certificate": certificate, "p_value": p,
-        "structure_found": p <= SIGNIFICANT, "curve": curve, "missing_pairs": unseen, "metrics": found.metrics,
-        "subsets": len(found.scores), "estimated_scores": int(scores["estimated"].sum()),
+        "structure_found": p <= SIGNIFICANT, "likeness": alike, "curve": curve, "missing_pairs": unseen,
+        "metrics": found.metrics, "subsets": len(found.scores), "estimated_scores": int(scores["estimated"].sum()),
         "items": found.items, "affinity": np.where(np.isnan(found.T), None, found.T).tolist(),
         "together": None if together is None else together.round(4).tolist(),
         "arguments": vars(args), "results_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
@@ -284,7 +299,7 @@ def main(arguments: list[str] | None = None) -> None:
         path = write_lines(args.write_subsets, subsets)
         print(f"written: {path}, {len(subsets)} subsets. Train them, then look with --report:\n  "
               + sweep_command(found.items, args, path))
-    return None
+    return 0
 
 
 def summarise(S, labels, clusters, found, together, gains) -> list[dict]:
@@ -343,13 +358,11 @@ def show(args: argparse.Namespace, S: np.ndarray, labels: np.ndarray, record: di
     else:
         say(f"[bold red]no structure found[/] (p = {record['p_value']:.2g}, permutation test): shuffled "
             "scores look as clustered as these; do not rely on these clusters")
+    if record["likeness"] is not None:
+        say(f"likeness to {args.reference}: adjusted Rand index {record['likeness']:.2f}")
     if args.compare:
         console.print(methods_table(S, len(record["clusters"]), certificate["bound"], labels, args.seed))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_as_script(main)

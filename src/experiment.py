@@ -30,7 +30,8 @@ from src.args import DataArguments, ModelArguments, ResultArguments, TrainingArg
 from src.data import Prepared, Preparer, Selection, mix, select_rows
 from src.errors import InputError, did_you_mean
 from src.metrics import metric_names
-from src.results import MAX_NAME, Results, check_name, natural_order
+from src.names import natural_order
+from src.results import MAX_NAME, Results, check_name
 from src.tasks import Task, Template
 from src.trainer import Trainer, load_model, load_tokenizer
 

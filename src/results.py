@@ -19,7 +19,6 @@ import io
 import json
 import math
 import os
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from src.errors import InputError, run_as_script
+from src.names import natural_order
 
 COLUMNS = ("run_id", "status", "seed", "item", "template", "template_hash", "trained_on", "split", "model", "metric",
            "value", "n_examples", "steps", "seconds", "commit", "config_hash")
@@ -162,12 +162,6 @@ def _summary(rows: Iterable[Mapping[str, str]], split: str) -> str:
                         round(statistics.stdev(seen), 6) if len(seen) > 1 and all(map(math.isfinite, seen)) else ""]
         writer.writerow([item, trained_on, *numbers, max(map(len, group.values())), config_hash])
     return text.getvalue()
-
-
-def natural_order(text: str) -> list:
-    """Sort key under which rte_-1 comes before rte_0, and rte_2 before rte_10."""
-    pieces = re.split(r"((?<=_)-\d+|\d+)", text)  # every other piece is a number
-    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from math import comb
 from pathlib import Path
 
 from src.errors import InputError, did_you_mean
+from src.names import natural_order
 
 Subset = tuple[str, ...]
 
@@ -25,8 +26,7 @@ DECAY = 0.05  # worth of a pair seen once more often than the least seen
 
 def subset(items: Iterable[str]) -> Subset:
     """Return the canonical spelling of a set of items."""
-    parts = {item: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", item)] for item in items}
-    return tuple(sorted(parts, key=parts.__getitem__))
+    return tuple(sorted(set(items), key=natural_order))
 
 
 @dataclass(frozen=True)

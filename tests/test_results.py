@@ -9,7 +9,8 @@ import pandas
 import pytest
 
 from src.errors import InputError
-from src.results import COLUMNS, MAX_NAME, Results, check_name, main, natural_order
+from src.names import natural_order
+from src.results import COLUMNS, MAX_NAME, Results, check_name, main
 
 
 def row(run_id, value, item="rte_0", seed=42, metric="exact_match", split="valid", status="completed",
