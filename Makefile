@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
+DEMO_FLAGS := --max_steps 100 --eval_steps 50 --save_steps 50
+
 .PHONY: demo test test-fast lint bench
 
 .venv/installed: requirements.txt
@@ -16,13 +18,22 @@ BIN := .venv/bin
 	@touch $@
 
 demo: .venv/installed
-	@echo "== fine-tuning tiny-t5 on demo_a1 under three instructions; results in results/demo/"
+	@echo "== 1. one task under three instructions: tiny-t5 on demo_a1"
 	OMP_NUM_THREADS=1 $(BIN)/python train_multi_instruction.py --do_train --do_eval --predict_with_generate \
-	    --model_name_or_path data/models/tiny-t5 --task_name demo_a1 --template_idx 0 1 2 --max_steps 200 \
-	    --eval_strategy steps --eval_steps 50 --save_strategy steps --save_steps 50 \
-	    --per_device_train_batch_size 32 --learning_rate 5e-3 --lr_scheduler_type constant \
-	    --load_best_model_at_end --metric_for_best_model eval_exact_match --greater_is_better True \
-	    --save_name demo --overwrite_output_dir --disable_tqdm True
+	    --model_name_or_path data/models/tiny-t5 --task_name demo_a1 --template_idx 0 1 2 $(DEMO_FLAGS) \
+	    --eval_strategy steps --save_strategy steps --learning_rate 5e-3 --lr_scheduler_type constant \
+	    --per_device_train_batch_size 32 --save_name demo_instructions --overwrite_output_dir --disable_tqdm True
+	@echo
+	@echo "== 2. nine tasks in three planted groups: train all 36 pairs, two at a time"
+	$(BIN)/python train_sample_tasks.py --model_name_or_path data/models/tiny-t5 --task_names 'demo_*' \
+	    --min_task_num 2 --max_task_num 2 --num_samples 36 --draw balanced $(DEMO_FLAGS) \
+	    --lr 5e-3 --batch_size 32 --device cpu --jobs_per_device 2 --task_set_name demo --save_name demo
+	@echo
+	@echo "== 3. from the results to clusters, compared with the planted groups"
+	$(BIN)/python -m src.cluster --save_name demo --reference data/demo_groups.txt
+	@echo
+	@echo "Look at results/demo/demo_valid.csv (scores), results/demo/affinity.png (who helps whom) and"
+	@echo "clusters/demo.txt (found: which tasks to train together; an index of 1.00 means the planted groups)."
 
 test: lint
 	@echo "== all tests"
@@ -39,5 +50,7 @@ lint: .venv/installed-dev
 bench: .venv/installed-dev
 	@echo "== training against a bare loop, the cache"
 	$(BIN)/python tests/bench_training.py
+	@echo "== clustering: recovery, optimum, speed, number of clusters"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_clustering
 	@echo "== what a sweep costs per subset beside the training"
 	$(BIN)/python tests/bench_sweep.py

@@ -1,7 +1,9 @@
 """Make the embedded default: nine demo tasks in three planted groups, and a tiny T5 with random weights.
 
-    python data/make_demo.py [FOLDER]     writes tasks/demo_*.yaml, splits/default/demo_*/ and models/tiny-t5/
-                                          under FOLDER (default: this file's), byte for byte the same each time
+    python data/make_demo.py [FOLDER]     writes tasks/demo_*.yaml, splits/default/demo_*/, demo_groups.txt and
+                                          models/tiny-t5/ under FOLDER (default: this file's), byte for byte the same
+    python data/make_demo.py FOLDER SEED  the control: the same tasks, but each with word classes of its own, drawn by
+                                          SEED, so that no two tasks share a rule
 
 A row is a task tag, three content words and two fillers in random order. The 18 content words fall into three classes;
 the answer is the class of the majority, shifted by the index of the task's group. So tasks of one group share a rule,
@@ -48,13 +50,20 @@ def task_names() -> list[str]:
     return [f"demo_{group}{i + 1}" for group in GROUPS for i in range(TASKS_PER_GROUP)]
 
 
-def make_rows(task: str, split: str) -> list[dict]:
-    """Rows of one split: {"tag", "text", "label"}; train and validation share no text."""
+def make_rows(task: str, split: str, control: int | None = None) -> list[dict]:
+    """Rows of one split: {"tag", "text", "label"}; train and validation share no text.
+
+    `control` is the seed of word classes that the task shares with no other; None for the planted ones.
+    """
     draw = random.Random(f"{SEED} {task}")
-    shift, rows, seen = GROUPS.index(task[5]), [], set()
+    shift, rows, seen, classes = GROUPS.index(task[5]), [], set(), CLASSES
+    if control is not None:
+        words = [word for group in CLASSES for word in group]
+        random.Random(f"{control} {task}").shuffle(words)
+        shift, classes = 0, [words[i::len(CLASSES)] for i in range(len(CLASSES))]
     while len(rows) < sum(ROWS.values()):
-        majority, other = draw.sample(range(len(CLASSES)), 2)
-        words = [*draw.sample(CLASSES[majority], 2), draw.choice(CLASSES[other]), *draw.sample(FILLERS, 2)]
+        majority, other = draw.sample(range(len(classes)), 2)
+        words = [*draw.sample(classes[majority], 2), draw.choice(classes[other]), *draw.sample(FILLERS, 2)]
         draw.shuffle(words)
         text = " ".join(words)
         if text not in seen:
@@ -91,7 +100,7 @@ def make_model(vocabulary: int):
         decoder_start_token_id=0, pad_token_id=0, eos_token_id=1))
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, control: int | None = None) -> None:
     for task in task_names():
         shift = GROUPS.index(task[5])
         (folder / "tasks").mkdir(parents=True, exist_ok=True)
@@ -99,8 +108,11 @@ def main(folder: Path) -> None:
         place = folder / "splits" / "default" / task
         place.mkdir(parents=True, exist_ok=True)
         for split in ROWS:
-            lines = "".join(json.dumps(row) + "\n" for row in make_rows(task, split))
+            lines = "".join(json.dumps(row) + "\n" for row in make_rows(task, split, control))
             (place / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    names = task_names()
+    groups = [names[i:i + TASKS_PER_GROUP] for i in range(0, len(names), TASKS_PER_GROUP)]
+    (folder / "demo_groups.txt").write_text("".join(" ".join(group) + "\n" for group in groups), encoding="utf-8")
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder / "models" / "tiny-t5")
     make_model(len(tokenizer)).save_pretrained(folder / "models" / "tiny-t5")
@@ -108,4 +120,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent, *map(int, sys.argv[2:3]))
