@@ -10,6 +10,7 @@ a seed on two cores.
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,9 +18,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SWEEP = ("--min_task_num 2 --max_task_num 2 --num_samples 36 --draw balanced --max_steps 100 --eval_steps 50 "
-         "--save_steps 50 --lr 5e-3 --batch_size 32 --device cpu --jobs_per_device 2 --task_set_name demo "
-         "--save_name demo").split()
+SWEEP = shlex.split("""
+    --min_task_num 2 --max_task_num 2 --num_samples 36 --draw balanced --max_steps 100 --eval_steps 50 --save_steps 50
+    --lr 5e-3 --batch_size 32 --device cpu --jobs_per_device 2 --task_set_name demo --save_name demo""")
 
 
 def one_seed(seed: int, control: bool) -> dict:
@@ -30,7 +31,8 @@ def one_seed(seed: int, control: bool) -> dict:
                  "--task_names", "demo_*", "--seed", str(seed), *SWEEP]
         cluster = [sys.executable, "-m", "src.cluster", "--save_name", "demo", "--reference", "data/demo_groups.txt"]
         for command in (make, sweep, cluster):
-            done = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+                                  text=True)
             if done.returncode:
                 raise RuntimeError(f"{command}\n{done.stdout}{done.stderr}")
         return json.loads(Path(folder, "results/demo/clusters.json").read_text())
@@ -50,8 +52,8 @@ def main() -> None:
         found += record["likeness"] == 1
         structure += record["structure_found"]
         print(f"{seed:4}  {len(record['clusters']):8}  {record['likeness']:36.2f}  "
-              f"{'yes' if record['structure_found'] else 'no':>15}  {record['p_value']:.3f}  {time.time() - start:7.0f}",
-              flush=True)
+              f"{'yes' if record['structure_found'] else 'no':>15}  {record['p_value']:.3f}  "
+              f"{time.time() - start:7.0f}", flush=True)
     print(f"planted groups found with {found} of {args.seeds} seeds, structure found with {structure}")
 
 
