@@ -37,11 +37,11 @@ demo: .venv/installed
 
 test: lint
 	@echo "== all tests"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: .venv/installed-dev
 	@echo "== the tests that take less than a minute together"
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: .venv/installed-dev
 	@echo "== ruff"

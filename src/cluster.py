@@ -24,7 +24,7 @@ from src.names import task_of_template
 SIGNIFICANT = 0.05
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m src.cluster", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,7 +58,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "each cluster")
     add("--report", action="store_true", help="do not cluster: compare each item trained alone, with all, and in its "
         "cluster of <clusters_dir>/<name>.txt")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    args = make_parser().parse_args(arguments)
     if args.extend and args.method != "sdp":
         raise InputError(f"--method {args.method}: does not go with --extend, which places items by its own search")
     if args.num_clusters != "auto" and not (args.num_clusters.isdecimal() and int(args.num_clusters) > 0):

@@ -144,6 +144,9 @@ class Trainer(Seq2SeqTrainer):
             pad_to_multiple_of=8 if args.fp16 or args.bf16 else None)
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_items or {},
                          data_collator=collator, processing_class=tokenizer, callbacks=[_Report()])
+        for module in model.modules():  # T5's encoder and decoder hold copies of the config that Trainer sets this in
+            if hasattr(module, "config") and hasattr(module.config, "use_cache"):
+                module.config.use_cache = args.use_cache  # training fills no cache; generation asks for its own
         self.remove_callback(transformers.trainer_callback.PrinterCallback)
         self.generation_cap = args.generation_max_length or data_args.max_target_length
         self.max_source_length = data_args.max_source_length

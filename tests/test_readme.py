@@ -2,13 +2,12 @@
 
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT
 
 from src.args import InstructionArguments, MultitaskArguments, parse
+from src.cluster import make_parser as cluster_parser
 from src.sweep_args import sweep_parser
 from src.tasks import load_task
 
@@ -30,7 +29,10 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_command(command):
+def test_command(command, scratch):
+    (scratch.folder / "clusters").mkdir()  # what earlier commands of the README write
+    (scratch.folder / "clusters/groups_0_7.txt").write_text("sst2 imdb\ncommon_gen\n")
+    (scratch.folder / "subsets.txt").write_text("sst2\nsst2 imdb\n")
     words = [word for word in command if not re.match(r"[A-Z_]+=", word)]
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
@@ -42,10 +44,13 @@ def test_command(command):
         data_args, *_ = parse(MultitaskArguments, "", words[2:])
         assert all(load_task(name, ROOT / data_args.task_dir) for name in data_args.task_names)
     elif words[1].startswith("train_sample_"):
-        sweep = subprocess.run([sys.executable, *words[1:], "--dry_run"], cwd=ROOT, capture_output=True, text=True)
-        assert sweep.returncode == 0 and " subsets wanted" in sweep.stdout, sweep.stderr
+        sweep = scratch.start(words[1], *words[2:], "--dry_run")
+        output, _ = sweep.communicate()
+        assert sweep.returncode == 0 and re.search(r"^\d+ subsets (wanted|given)", output, re.MULTILINE), output
     elif words[0] == "pip":
         assert (ROOT / words[3]).exists()
+    elif words[2] == "src.cluster":
+        cluster_parser().parse_args(words[3:])
     else:
         assert words[:2] == ["python", "-m"]
         assert (ROOT / f"{words[2].replace('.', '/')}.py").exists()
@@ -56,7 +61,8 @@ def test_flags_exist():
 
     known = {f"--{name}" for group in (InstructionArguments, MultitaskArguments, ModelArguments, ResultArguments,
                                        TrainingArguments) for name in group.__dataclass_fields__}
-    known |= set(sweep_parser("", "")._option_string_actions) | {"--target_task_group", "--dataset", "--num_tasks"}
+    known |= {*sweep_parser("", "")._option_string_actions, *cluster_parser()._option_string_actions}
+    known |= {"--target_task_group", "--dataset", "--num_tasks"}
     for flag in set(re.findall(r"--[a-z_]+\d*", DOCUMENTS)) - {"--help", "--rows", "--nproc_per_node"}:
         assert flag in known or translate_old_flags([flag, "0"]) != [flag, "0"], flag
 
