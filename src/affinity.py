@@ -17,7 +17,7 @@ from src.names import natural_order, task_of_template
 from src.tasks import load_task, task_names
 
 NOT_A_SCORE = ("gen_len",)  # neither higher nor lower is better
-RUN_COLUMNS = ("run_id", "status", "item", "trained_on", "split", "metric", "value")
+RUN_COLUMNS = ("run_id", "status", "seed", "item", "trained_on", "split", "metric", "value")
 FEW_MISSING = 0.2  # up to this share of missing pairs is a warning
 
 
@@ -103,6 +103,7 @@ def _read_runs(path: Path, split: str, config_hash: str | None):
     frame = frame[frame["status"].isin(["completed", "estimated"]) & (frame["split"] == split)]
     frame = _one_setting(path, frame, ["status", "trained_on", "item", "metric"], config_hash)
     _reject_duplicates(path, frame, ["run_id", "item", "metric"])
+    frame = frame.drop_duplicates(["trained_on", "item", "metric", "status", "seed"], keep="last")  # a seed counts once
     frame = frame.assign(value=_numbers(path, frame["value"]), estimated=frame["status"] == "estimated")
     groups = frame.groupby(["trained_on", "item", "metric", "estimated"], sort=False)["value"]
     scores = groups.agg(value="mean", variance="var", runs="size").reset_index()
@@ -219,15 +220,15 @@ class Affinity:
 
     @cached_property
     def se(self) -> np.ndarray:
-        """Standard error of T (n, n): over subsets where there are several, else over the seeds of the only one."""
+        """Standard error of T (n, n): over subsets where there are several, and at least that over their seeds."""
         seen, members = ~np.isnan(self.scores), self.members.astype(float)
         values = np.where(seen, self.scores - np.nanmean(self.scores, 0), 0)  # centred: the squares must not cancel
+        unknown = (np.isnan(self.variance) & seen).T @ members > 0
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = values.T @ members / self.n
             over_subsets = np.maximum((values**2).T @ members / self.n - mean**2, 0) / (self.n - 1)
-        unknown = (np.isnan(self.variance) & seen).T @ members > 0
-        single = np.where(unknown, np.nan, np.nan_to_num(self.variance).T @ members)
-        se = np.sqrt(np.where(self.n > 1, over_subsets, single))
+            over_seeds = np.where(unknown, np.nan, np.nan_to_num(self.variance).T @ members / self.n**2)
+        se = np.sqrt(np.where(self.n > 1, np.fmax(over_subsets, over_seeds), over_seeds))
         se[self.n == 0] = np.nan
         return se
 

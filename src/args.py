@@ -8,7 +8,7 @@ from typing import Literal
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
 from src import DEFAULT_CACHE_DIR, DEFAULT_DATA_DIR, DEFAULT_TASK_DIR
-from src.errors import InputError, did_you_mean, warn
+from src.errors import InputError, OneLineErrors, did_you_mean, warn
 
 
 def flag(default, help: str):
@@ -26,7 +26,7 @@ class ModelArguments:
         "help": "Any sequence-to-sequence model: a name on the hub (t5-base, facebook/bart-base) or a folder."})
     model_revision: str = flag("main", "Branch, tag or commit of the model on the hub.")
     train_lora: bool = flag(False, "Train low-rank adapters (LoRA) only; checkpoints hold the adapter alone.")
-    lora_rank: int = flag(8, "Rank of the LoRA update, 1 or more.")
+    lora_rank: int = flag(4, "Rank of the LoRA update, 1 or more.")
     lora_alpha: float = flag(32, "Scale of the LoRA update: it is multiplied by lora_alpha / lora_rank.")
     lora_dropout: float = flag(0.0, "Dropout probability before the LoRA matrices, 0 to 1.")
     lora_target_modules: list[str] | None = flag(
@@ -216,12 +216,8 @@ def translate_old_flags(arguments: list[str]) -> list[str]:
     return translated
 
 
-class _Parser(HfArgumentParser):
-    """Says what is wrong in one line, without the page of usage that 150 flags make."""
-
-    def error(self, message: str):
-        print(f"error: {message} (see --help)", file=sys.stderr)
-        raise SystemExit(2)
+class _Parser(OneLineErrors, HfArgumentParser):
+    """HfArgumentParser with errors of one line."""
 
 
 def parse(data_class: type[DataArguments], description: str, arguments: list[str] | None = None):

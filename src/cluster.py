@@ -3,7 +3,7 @@
     python -m src.cluster --save_name NAME                              results/NAME/ -> clusters/NAME.txt
     python -m src.cluster --save_name NAME --extend clusters/old.txt    keep the old clusters, place the new items
     python -m src.cluster --save_name NAME --write_subsets subsets.txt  ... what to train to see what clusters bring
-    python -m src.cluster --save_name NAME --report                     ... and what they brought
+    python -m src.cluster --save_name NAME_report --name NAME --report  ... and what they brought
 """
 
 import argparse
@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from src import DEFAULT_TASK_DIR, affinity, clustering, plots
-from src.errors import InputError, did_you_mean, run_as_script
+from src import DEFAULT_TASK_DIR, affinity, clustering, plots, subsets
+from src.errors import InputError, OneLineErrors, did_you_mean, run_as_script
 from src.names import task_of_template
 
 SIGNIFICANT = 0.05
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineErrors(
         prog="python -m src.cluster", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -76,19 +76,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def read_clusters(path: str | Path) -> list[list[str]]:
-    """The clusters of a file, one a line, members separated by spaces."""
-    try:
-        clusters = [line.split() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read the clusters: {error}") from error
-    members = [item for cluster in clusters for item in cluster]
-    if not members:
-        raise InputError(f"{path}: holds no cluster")
-    for item in members:
-        if members.count(item) > 1:
-            raise InputError(f"{path}: '{item}' is there {members.count(item)} times; an item is in one cluster")
-    return clusters
+def read_clusters(flag: str, name: str, folder: str) -> list[list[str]]:
+    """The clusters of the file that `flag` names, by path or as <folder>/<name>.txt."""
+    return [list(cluster) for cluster in subsets.read_clusters(subsets.cluster_file(flag, name, folder))]
 
 
 def write_lines(path: str | Path, lines: list[list[str]]) -> Path:
@@ -98,12 +88,14 @@ def write_lines(path: str | Path, lines: list[list[str]]) -> Path:
     return path
 
 
-def sweep_command(items: tuple[str, ...], args: argparse.Namespace, subsets: Path) -> str:
-    """The command that trains the subsets of a file into the same results."""
+def sweep_command(items: tuple[str, ...], save_name: str, subsets_file: Path | str) -> str:
+    """The command that trains the subsets of a file."""
     tasks = {task_of_template(item) for item in items}
     of_one_task = len(tasks) == 1 and None not in tasks
-    script = "train_sample_instructions_lora.py" if of_one_task else "train_sample_tasks.py"
-    return f"python {script} --save_name {args.save_name} --subsets_file {subsets} <the flags of the sweep>"
+    script = f"train_sample_instructions_lora.py --dataset {min(tasks)}" if of_one_task else (
+        f"train_sample_tasks.py --task_names {' '.join(items)}")
+    return (f"python {script} --subsets_file {subsets_file} --task_set_name {save_name} --save_name {save_name}\n"
+            "  and the trainings' flags of the sweep: --model_name_or_path, --max_steps, --runs, --device, ...")
 
 
 # ---- steps ---------------------------------------------------------------------------------------------------------
@@ -121,8 +113,8 @@ def check_coverage(found: affinity.Affinity, old: np.ndarray, args: argparse.Nam
         return []
     names = [f"{found.items[i]} {found.items[j]}" for i, j in pairs]
     listed = ", ".join(names[:10]) + (f", ... ({len(names)} in all)" if len(names) > 10 else "")
-    subsets = write_lines(path, [name.split() for name in names])
-    hint = f"To fill them:\n  {sweep_command(found.items, args, subsets)}"
+    write_lines(path, [name.split() for name in names])
+    hint = f"To fill them:\n  {sweep_command(found.items, args.save_name, path)}"
     lonely = [item for item, count in zip(found.items, (found.n > 0).sum(1), strict=True)
               if count < min(2, len(found.items) - 1)]
     if lonely:
@@ -138,23 +130,25 @@ def check_coverage(found: affinity.Affinity, old: np.ndarray, args: argparse.Nam
     return names
 
 
-def old_labels(items: tuple[str, ...], path: str | None) -> np.ndarray:
-    """Cluster of each item in the file at `path`, -1 for a new one; all -1 without a path."""
-    place = {item: c for c, cluster in enumerate(read_clusters(path) if path else []) for item in cluster}
+def old_labels(items: tuple[str, ...], args: argparse.Namespace) -> np.ndarray:
+    """Cluster of each item in the file of --extend, -1 for a new one; all -1 without."""
+    old = read_clusters("--extend", args.extend, args.clusters_dir) if args.extend else []
+    place = {item: c for c, cluster in enumerate(old) for item in cluster}
     for item in place:
         if item not in items:
-            raise InputError(f"--extend {path}: '{item}' is not in these results, {did_you_mean(item, items)}")
+            raise InputError(f"--extend {args.extend}: '{item}' is not in these results, {did_you_mean(item, items)}")
     return np.array([place.get(item, -1) for item in items])
 
 
-def likeness(items: tuple[str, ...], labels: np.ndarray, path: str) -> float:
-    """Adjusted Rand index (Hubert & Arabie, 1985) of the clusters and those of the file at `path`."""
+def likeness(items: tuple[str, ...], labels: np.ndarray, args: argparse.Namespace) -> float:
+    """Adjusted Rand index (Hubert & Arabie, 1985) of the clusters and those of --reference."""
     from sklearn.metrics import adjusted_rand_score
 
-    place = {item: c for c, cluster in enumerate(read_clusters(path)) for item in cluster}
+    reference = read_clusters("--reference", args.reference, args.clusters_dir)
+    place = {item: c for c, cluster in enumerate(reference) for item in cluster}
     for item in items:
         if item not in place:
-            raise InputError(f"--reference {path}: '{item}' is in no cluster there")
+            raise InputError(f"--reference {args.reference}: '{item}' is in no cluster there")
     return float(adjusted_rand_score([place[item] for item in items], labels))
 
 
@@ -179,7 +173,7 @@ def choose(S: np.ndarray, old: np.ndarray, args: argparse.Namespace) -> tuple[np
             relaxation = clustering.solve_sdp(S, k)
     value = clustering.density(S, labels)
     # a relative gap means something where the bound is positive; on matrices without structure it may not be
-    gap = max(0.0, 1 - value / relaxation.bound) if relaxation.bound > 0 else None
+    gap = max(0.0, 1 - value / relaxation.bound) if relaxation.bound > 1e-6 else None
     certificate = {"density": value, "bound": relaxation.bound, "gap": gap, "iterations": relaxation.iterations}
     if not wanted:  # the relaxation without k, at the penalty of these clusters
         penalty = clustering.penalty(S, labels)
@@ -220,15 +214,16 @@ def report(scores, args: argparse.Namespace, clusters_file: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    clusters = read_clusters(clusters_file)
+    clusters = read_clusters("--name", str(clusters_file), args.clusters_dir)
     frame = affinity.compare_trainings(scores, clusters)
     missing = frame[frame[["alone", "all", "cluster"]].isna().any(axis=1)]
     if len(frame) == len(missing):
         raise InputError(f"no item of {clusters_file} was trained alone, with all, and in its cluster; write the "
                          "subsets with --write_subsets FILE, then train them:\n  "
-                         + sweep_command(tuple(frame["item"]), args, Path("FILE")))
+                         + sweep_command(tuple(frame["item"]), args.save_name, "FILE"))
     table = Table("item", "metric", "alone", "all", "in its cluster", "gain over alone", "gain over all",
-                  title=f"{args.split} scores, higher is better, \N{PLUS-MINUS SIGN} standard error over seeds")
+                  title=f"{args.split} scores, higher is better, \N{PLUS-MINUS SIGN} standard error over seeds "
+                  "(last row: over items)")
 
     def shown(value: float, se: float) -> str:
         return "-" if np.isnan(value) else f"{value:.4g}" + ("" if np.isnan(se) else f" \N{PLUS-MINUS SIGN} {se:.2g}")
@@ -262,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
         report(scores, args, clusters_file)
         return 0
     found = affinity.build(scores, ridge=args.estimator == "ridge")
-    old = old_labels(found.items, args.extend)
+    old = old_labels(found.items, args)
     unseen = check_coverage(found, old, args)
     rng = np.random.default_rng(args.seed)
     resamples = found.resample(args.bootstrap, rng)
@@ -284,7 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
                    ", ".join(metrics[:3]) + (", ..." if len(metrics) > 3 else ""))
     plots.number_of_clusters(folder / "num_clusters.png", curve, k)
     summary = summarise(S, labels, clusters, found, together, gains)
-    alike = None if args.reference is None else likeness(found.items, labels, args.reference)
+    alike = None if args.reference is None else likeness(found.items, labels, args)
     record = {
         "clusters": clusters, "per_cluster": summary, "certificate": certificate, "p_value": p,
         "structure_found": p <= SIGNIFICANT, "likeness": alike, "curve": curve, "missing_pairs": unseen,
@@ -299,10 +294,13 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"written: {clusters_file} and, in {folder}/, affinity.csv affinity_long.csv affinity.png num_clusters.png "
           "clusters.json")
     if args.write_subsets:
-        subsets = [[item] for item in found.items] + [list(found.items)] + [c for c in clusters if 1 < len(c) < len(S)]
-        path = write_lines(args.write_subsets, subsets)
-        print(f"written: {path}, {len(subsets)} subsets. Train them, then look with --report:\n  "
-              + sweep_command(found.items, args, path))
+        lines = [[item] for item in found.items] + [list(found.items)] + [c for c in clusters if 1 < len(c) < len(S)]
+        path = write_lines(args.write_subsets, lines)
+        # results of their own: clusters judged by affinities that their own training changed would confirm themselves
+        target = f"{args.save_name}_report"
+        print(f"written: {path}, {len(lines)} subsets. Train them, then compare:\n  "
+              f"{sweep_command(found.items, target, path)}\n"
+              f"  python -m src.cluster --save_name {target} --name {name} --report")
     return 0
 
 

@@ -4,6 +4,7 @@ Lies below every other module, so that each of them may raise it and the scripts
 catch one type: message to standard error, exit code 2, no traceback.
 """
 
+import argparse
 import difflib
 import os
 import sys
@@ -11,6 +12,14 @@ from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 from src.process import die_with_parent
+
+
+class OneLineErrors(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, without the page of usage that so many flags make."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (see --help)", file=sys.stderr)
+        raise SystemExit(2)
 
 
 class InputError(ValueError):

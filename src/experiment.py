@@ -32,6 +32,7 @@ from src.errors import InputError, did_you_mean
 from src.metrics import metric_names
 from src.names import natural_order
 from src.results import MAX_NAME, Results, check_name
+from src.settings import changes_result
 from src.tasks import Task, Template
 from src.trainer import Trainer, load_model, load_tokenizer
 
@@ -39,12 +40,6 @@ log = logging.getLogger(__name__)
 
 ROLES = {"validation": "valid", "test": "test"}  # role of the rows -> name of the split in the results
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "tokenizers", "numpy")
-# Settings of the trainer that do not change what a run gives, beside those that name files, logs and the hub.
-NO_EFFECT = {"output_dir", "overwrite_output_dir", "run_name", "seed", "do_train", "do_eval", "disable_tqdm",
-             "save_steps", "save_strategy", "save_total_limit", "save_only_model", "per_device_eval_batch_size",
-             "report_to", "resume_from_checkpoint", "local_rank", "dataloader_num_workers", "dataloader_pin_memory"}
-NOT_A_SETTING = {"task_name", "task_names", "template_idx", "task_dir", "data_dir", "cache_dir", "overwrite_cache"}
-NO_EFFECT_PREFIXES = ("logging_", "log_", "hub_", "push_to_hub", "ddp_", "trackio_", "dataloader_")
 
 
 @dataclass(frozen=True)
@@ -189,6 +184,7 @@ class _Run:
             log.info("%s: seed %d, trained on %s", self.run_id, args.seed, self.trained_on)
             try:
                 scores, record["training"] = self._train_and_evaluate(tokenizer, data)
+                values = list(self._values(scores, data))
                 status = "completed"
             except KeyboardInterrupt:
                 self._write_record(record | {"status": "interrupted", "seconds": round(time.time() - start, 2)})
@@ -197,9 +193,10 @@ class _Run:
                 log.error("%s failed: %s: %s", self.run_id, type(error).__name__, error)
                 logging.getLogger("file").error(traceback.format_exc())
                 scores, status, record["error"] = {}, "failed", f"{type(error).__name__}: {error}"
+                values = list(self._values({}, data))
         record |= {"status": status, "seconds": round(time.time() - start, 2),
                    "peak_memory_mb": _peak_memory_mb(), "scores": scores}
-        for split, item, metric, value, count in self._values(scores, data):
+        for split, item, metric, value, count in values:
             rows.append({
                 "run_id": self.run_id, "status": status, "seed": args.seed, "item": item.name,
                 "template": " ".join(t.name for t in item.templates),
@@ -306,11 +303,14 @@ def _check_writable(flag: str, folder: str) -> None:
 
 def _config_hash(data_args, model_args, args) -> str:
     """Hash over all settings that change what a run gives: not the seed, nor the items and their rows."""
+    adapters = {name for name in dataclasses.asdict(model_args) if name.startswith("lora_")} | {"num_virtual_tokens"}
+    used = ({name for name in adapters if name.startswith("lora_")} if model_args.train_lora else
+            {"num_virtual_tokens"} if model_args.train_prefix or model_args.train_prompt_tuning else set())
     defaults = {field.name: field.default for field in dataclasses.fields(args)}
-    training = {name: value for name, value in args.to_dict().items()
-                if name not in NO_EFFECT and not name.startswith(NO_EFFECT_PREFIXES) and value != defaults.get(name)}
-    data = {name: value for name, value in dataclasses.asdict(data_args).items() if name not in NOT_A_SETTING}
-    return _hash([data, dataclasses.asdict(model_args), training, args.do_train])
+    settings = {name: value for name, value in args.to_dict().items() if value != defaults.get(name)}
+    settings |= dataclasses.asdict(data_args) | dataclasses.asdict(model_args) | {"processes": args.world_size}
+    return _hash({name: value for name, value in settings.items()
+                  if changes_result(name) and name not in adapters - used} | {"do_train": args.do_train})
 
 
 def _hash(value) -> str:

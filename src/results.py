@@ -102,7 +102,9 @@ class Results:
                 statuses = {row["status"] for row in csv.DictReader(file)}
         except FileNotFoundError:
             return False
-        return statuses == {"completed"}
+        if statuses:  # there are none where it was only trained
+            return statuses == {"completed"}
+        return json.loads(self.part(run_id, "json").read_text(encoding="utf-8"))["status"] == "completed"
 
     def merge(self) -> int:
         """Rebuild runs.csv, _valid.csv and _test.csv from the parts; return the number of runs.
@@ -138,14 +140,14 @@ class Results:
 def _summary(rows: Iterable[Mapping[str, str]], split: str) -> str:
     """Means and standard deviations over runs, as CSV text; empty where `split` has no completed rows.
 
-    Runs of different settings or templates under one name stay in rows of their own. The standard deviation is
-    that of a sample (n - 1), and empty for a single run and where a run gave NaN or infinity.
+    Runs of different settings or templates under one name stay in rows of their own; a seed counts once. The standard
+    deviation is that of a sample (n - 1), and empty for a single run and where a run gave NaN or infinity.
     """
-    values = defaultdict(lambda: defaultdict(list))
+    values = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if row["split"] == split and row["status"] == "completed":
             key = row["item"], row["trained_on"], row["config_hash"], row["template_hash"]
-            values[key][row["metric"]].append(float(row["value"]))
+            values[key][row["metric"]][row["seed"]] = float(row["value"])
     if not values:
         return ""
     metrics = sorted({metric for group in values.values() for metric in group})
@@ -157,7 +159,7 @@ def _summary(rows: Iterable[Mapping[str, str]], split: str) -> str:
             natural_order(entry[0][1]), natural_order(entry[0][0]), entry[0][2:])):
         numbers = []
         for metric in metrics:
-            seen = group.get(metric, [])
+            seen = list(group.get(metric, {}).values())
             numbers += [round(statistics.fmean(seen), 6) if seen else "",
                         round(statistics.stdev(seen), 6) if len(seen) > 1 and all(map(math.isfinite, seen)) else ""]
         writer.writerow([item, trained_on, *numbers, max(map(len, group.values())), config_hash])

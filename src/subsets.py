@@ -184,13 +184,13 @@ def check_members(where: str, members: Iterable[str], items: Sequence[str]) -> N
     """Raise InputError for a member that is not among `items` or is named twice."""
     members = list(members)
     for member in members:
-        if member not in items:
+        if items is not None and member not in items:
             raise InputError(f"{where}: unknown item '{member}': {did_you_mean(member, items)}")
         if members.count(member) > 1:
             raise InputError(f"{where}: '{member}' is named {members.count(member)} times")
 
 
-def read_subsets(path: Path, items: Sequence[str], task: str | None = None) -> list[Subset]:
+def read_subsets(path: Path, items: Sequence[str] | None, task: str | None = None) -> list[Subset]:
     """Read a file of subsets or clusters: one a line, members separated by spaces; `#` starts a comment.
 
     With `task`, a bare index `3` means that task's template: `rte_3`.
@@ -211,8 +211,16 @@ def read_subsets(path: Path, items: Sequence[str], task: str | None = None) -> l
     return list(found)
 
 
-def read_clusters(path: Path, items: Sequence[str], task: str | None = None) -> tuple[Subset, ...]:
-    """Read a cluster file; raise InputError where one item is in two clusters."""
+def cluster_file(flag: str, name: str | Path, folder: str | Path = "clusters") -> Path:
+    """The cluster file that a flag names, by its path or as <folder>/<name>.txt."""
+    for path in (Path(name), Path(folder) / f"{name}.txt"):
+        if path.is_file():
+            return path
+    raise InputError(f"{flag} {name}: there is neither a file {name} nor {Path(folder) / f'{name}.txt'}")
+
+
+def read_clusters(path: Path, items: Sequence[str] | None = None, task: str | None = None) -> tuple[Subset, ...]:
+    """Read a cluster file; raise InputError where one item is in two clusters, or is not among `items`."""
     clusters = read_subsets(path, items, task)
     check_members(str(path), itertools.chain(*clusters), items)
     return tuple(clusters)

@@ -42,11 +42,10 @@ from src.launchers import (
 from src.ledger import Claim, Ledger
 from src.process import describe_exit
 from src.results import Results
-from src.subsets import Space, Subset, coverage, draw, read_clusters, read_subsets, subset
+from src.subsets import Space, Subset, cluster_file, coverage, draw, read_clusters, read_subsets, subset
 from src.sweep_args import settings_of
 
 SETS = Path("sampled_tasks")
-CLUSTERS = Path("clusters")
 BAD_FLAGS = 2  # exit code of a child that refuses its command line
 GRACE = 2.0  # seconds between TERM and KILL
 LOOK_AGAIN = 0.5  # seconds between looks at subsets that others are training
@@ -116,7 +115,7 @@ class Sweep:
             if f"--{name}" in items.flags(names[:1]):
                 raise InputError(f"--{name} is set by the sweep, to the items of each subset")
         clusters = () if args.current_cluster_dir == "none" else read_clusters(
-            _cluster_file(args.current_cluster_dir), names, items.task)
+            cluster_file("--current_cluster_dir", args.current_cluster_dir), names, items.task)
         targets = subset(f"{items.task}_{t}" if items.task and t.isdigit() else t for t in args.target_tasks)
         self.fixed: list[Subset] | None = None
         if args.subsets_file:
@@ -170,21 +169,19 @@ class Sweep:
                 if not ledger.extend_plan(extensions, [" ".join(members) for members in new], comment):
                     continue  # another sweep has drawn meanwhile
             plan = plan + new
-            if wanted is not None and len(plan) > wanted:
+            if wanted is not None and len(plan) > wanted and not self.args.subsets_file:
                 done = ledger.done()
                 plan = sorted(plan, key=lambda members: self.key(members) not in done)[:wanted]
             return plan
 
-    def command(self, members: Subset, afresh: bool = False) -> list[str]:
-        """The child's command. `afresh` after a failure; otherwise a broken run goes on from its checkpoint."""
+    def command(self, members: Subset) -> list[str]:
+        """The child's command. Repeated, it keeps the runs that are completed and goes on from the last checkpoint."""
         script = ROOT / self.items.script
         script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
         flags = {**self.args.child, "task_dir": [self.args.task_dir], "seed": [str(self.args.seed)],
                  "runs": [str(self.args.runs)], "output_dir": [self.args.output_dir],
                  "results_dir": [self.args.results_dir], "save_name": [self.args.save_name],
                  "run_name": [self.key(members)]}
-        if afresh:
-            flags["overwrite_output_dir"] = ["True"]
         if self.devices == ["cpu"]:
             flags["use_cpu"] = ["True"]
         return [sys.executable, str(script), *self.items.flags(members),
@@ -224,7 +221,7 @@ class Sweep:
                        for name in sorted(before.keys() | self.settings.keys())
                        if before.get(name) != self.settings.get(name)] or ["their task files were changed"]
             print(f"{len({record['subset'] for record in other})} of them were trained under other settings and are "
-                  f"trained again ({'; '.join(changed)}); the CSV files keep both, apart by config_hash")
+                  f"trained again ({'; '.join(changed)}); in the CSV files runs of different config_hash stay apart")
 
     def print_dry_run(self) -> int:
         ledger = Ledger(self.folder)
@@ -326,7 +323,7 @@ class Sweep:
             else:
                 device = self.slots.pop()
                 log = self.folder / "logs" / f"{key}.{attempts + 1}.log"
-                command = self.command(members, afresh=attempts > 0)
+                command = self.command(members)
                 try:
                     log.write_text(f"# {name}\n# {shlex.join(command)}\n")
                     child = self.starter.start(command, self.environment[device], log, claim.fd)
@@ -525,13 +522,6 @@ class _Progress:
             outcomes = self.sweep.outcomes
             self.bar.update(self.task, completed=outcomes["done"] + outcomes["failed"], description=self._counts(),
                             refresh=True)
-
-
-def _cluster_file(name: str) -> Path:
-    path = Path(name) if Path(name).suffix or "/" in name else CLUSTERS / f"{name}.txt"
-    if not path.is_file():
-        raise InputError(f"--current_cluster_dir {name}: there is no file {path}")
-    return path
 
 
 def _tail(log: Path) -> str:

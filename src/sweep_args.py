@@ -1,13 +1,16 @@
 """The flags of the two sampling scripts, once, and how the children's flags pass through them."""
 
 import argparse
+import ast
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.errors import InputError, did_you_mean
+from src.errors import InputError, OneLineErrors, did_you_mean
 from src.ledger import MODES
 from src.results import check_name
+from src.settings import changes_result
 
 # What a child is told unless the command line says otherwise.
 CHILD_DEFAULTS = {
@@ -15,14 +18,11 @@ CHILD_DEFAULTS = {
     "save_strategy": ["steps"], "lr_scheduler_type": ["constant"], "load_best_model_at_end": ["True"],
     "metric_for_best_model": ["eval_exact_match"], "greater_is_better": ["True"], "disable_tqdm": ["True"],
 }
+OLD_FLAGS = ("no_cuda", "warmup_ratio", "group_by_length", "logging_dir", "use_auth_token")  # translated by the child
 OLD_SPELLINGS = {"lr": "learning_rate", "batch_size": "per_device_train_batch_size",
                  "evaluation_strategy": "eval_strategy", "template_idxs": "template_idx"}
 # Children's flags that the sweep sets itself: what to use instead.
 OURS = {"run_name": "the key of the subset", "use_cpu": "--device cpu", "no_cuda": "--device cpu"}
-# Children's flags that do not change a result, and so are not in the key of a subset.
-NO_EFFECT = {"cache_dir", "overwrite_cache", "overwrite_output_dir", "disable_tqdm", "report_to", "save_total_limit",
-             "per_device_eval_batch_size", "dataloader_num_workers", "pad_to_max_length"}
-NO_EFFECT_PREFIXES = ("logging_", "log_")
 
 
 def boolean(text: str) -> bool:
@@ -34,7 +34,7 @@ def boolean(text: str) -> bool:
 def sweep_parser(description: str, child: str) -> argparse.ArgumentParser:
     """A parser of all flags that both scripts share; `child` is the name of the training script."""
     defaults = " ".join(f"--{name} {' '.join(values)}" for name, values in CHILD_DEFAULTS.items())
-    parser = argparse.ArgumentParser(
+    parser = OneLineErrors(
         description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"Every other flag is passed on to {child}, by name or after --; see its --help.\n"
                "So are --lr (its --learning_rate) and --batch_size (its --per_device_train_batch_size).\n"
@@ -129,16 +129,31 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     return args
 
 
+def flags_of_children() -> set[str]:
+    """Names of all flags of the training scripts, read from the source: importing them takes seconds."""
+    transformers = importlib.util.find_spec("transformers").submodule_search_locations[0]
+    names = {*OLD_FLAGS}
+    for path in (Path(__file__).parent / "args.py", Path(transformers, "training_args.py"),
+                 Path(transformers, "training_args_seq2seq.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                names |= {line.target.id for line in node.body if isinstance(line, ast.AnnAssign)}
+    return names
+
+
 def _child_flags(tokens: list[str], known: list[str]) -> dict[str, list[str]]:
     """Group `--flag value value` by flag, under today's spelling; the last of a repeated flag counts."""
     flags: dict[str, list[str]] = {}
-    name = None
+    name, children = None, flags_of_children()
     for token in tokens:
         if token.startswith("--"):
             name, equals, value = token[2:].partition("=")
             name = OLD_SPELLINGS.get(name, name)
             if name in OURS:
                 raise InputError(f"--{name} is set by the sweep: {OURS[name]}")
+            if name not in children:
+                hint = did_you_mean(f"--{name}", [*known, *(f"--{child}" for child in children)], shown=0)
+                raise InputError(f"unknown argument '--{name}' {hint.partition('(')[0]}".rstrip())
             flags[name] = [value] if equals else []
         elif name is None:
             raise InputError(f"'{token}' belongs to no flag {did_you_mean('--' + token, known, shown=0)}")
@@ -156,4 +171,4 @@ def settings_of(child: dict[str, list[str]]) -> dict[str, str]:
             return value
 
     return {name: " ".join(map(spell, values)) or "True" for name, values in sorted(child.items())
-            if name not in NO_EFFECT and not name.startswith(NO_EFFECT_PREFIXES)}
+            if changes_result(name)}

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -163,11 +163,9 @@ class Trainer(Seq2SeqTrainer):
                 scores.append(self._evaluate_set(prepared))
                 empty = empty and scores[-1].pop("empty")
                 result |= _prefixed(f"{metric_key_prefix}_{prepared.template.item}", scores[-1])
-            by_item[item] = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
+            by_item[item] = _means(scores)
             result |= _prefixed(f"{metric_key_prefix}_{item}", by_item[item])
-        for name in {name for scores in by_item.values() for name in scores}:
-            values = [scores[name] for scores in by_item.values() if name in scores]
-            result[f"{metric_key_prefix}_{name}"] = float(np.mean(values))
+        result |= _prefixed(metric_key_prefix, _means(by_item.values()))
         self.log(dict(result))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, result)
         if self.is_in_train:
@@ -253,6 +251,15 @@ class Trainer(Seq2SeqTrainer):
         if best and self.args.load_best_model_at_end:
             self.control.should_save = True
         return best
+
+
+def _means(scores: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over those that have it."""
+    values: dict[str, list[float]] = {}
+    for score in scores:
+        for name, value in score.items():
+            values.setdefault(name, []).append(value)
+    return {name: float(np.mean(of_metric)) for name, of_metric in values.items()}
 
 
 def _prefixed(prefix: str, scores: dict[str, float]) -> dict[str, float]:

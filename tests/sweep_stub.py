@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from src import ledger
+from src import ledger, sweep_args
 from src.errors import run_as_script
 from src.sweep import Items, run_sweep
 from src.sweep_args import parse, sweep_parser
@@ -16,6 +16,8 @@ def main() -> int:
     parser = sweep_parser(__doc__, "stub_child.py")
     parser.add_argument("number", type=int)
     parser.add_argument("--stale_after", type=float, default=ledger.STALE_AFTER)
+    known = sweep_args.flags_of_children() | {"behave", "behave_only"}
+    sweep_args.flags_of_children = lambda: known
     args = parse(parser)
     ledger.STALE_AFTER, ledger.RENEW_EVERY = args.stale_after, args.stale_after / 20
     hashes = {chr(ord("a") + index) if args.number <= 26 else f"t{index}": "hash" for index in range(args.number)}

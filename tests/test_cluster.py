@@ -55,11 +55,11 @@ def test_planted_groups_are_found_written_and_explained(here, capsys):
     write_runs(here / "results/x", sweep(PAIRS))
     run("--compare", "--write_subsets", "lists/subsets.txt")
     out = capsys.readouterr().out
-    assert cluster.read_clusters("clusters/x.txt") == GROUPS
+    assert cluster.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
     for words in ("9 items, 36 subsets", "within 0.0% of any possible clustering into 3 clusters",
                   "structure found (p = ", "number of clusters: 3", "runner-up", "without k 3.00", "stability: 100%",
                   "exhaustive", "a1 a2 a3",
-                  "python train_sample_tasks.py --save_name x --subsets_file lists/subsets.txt"):
+                  "--subsets_file lists/subsets.txt --task_set_name x_report --save_name x_report"):
         assert words in out, words
     folder = here / "results/x"
     record = json.loads((folder / "clusters.json").read_text())
@@ -106,11 +106,11 @@ def test_few_missing_pairs_warn_many_are_an_error_with_the_command(quick, capsys
     error = capsys.readouterr().err
     assert "2 pairs (6%)" in error and "a1 b1, a1 c3" in error and "--subsets_file results/x/missing_pairs.txt" in error
     assert Path("results/x/missing_pairs.txt").read_text() == "a1 b1\na1 c3\n"
-    assert cluster.read_clusters("clusters/x.txt") == GROUPS
+    assert cluster.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
 
     across = [pair for pair in PAIRS if pair[0][0] == pair[1][0] or {pair[0][1], pair[1][1]} == {"1"}]
     write_runs(quick / "results/x", sweep(across))
-    with pytest.raises(InputError, match=r"67% of the pairs .* a1 b2, .*\n.*\n.*train_sample_tasks.py .*\n--impute"):
+    with pytest.raises(InputError, match=r"67% of the pairs .* a1 b2, (.*\n)+.*train_sample_tasks.py (.*\n)+--impute"):
         run()
     run("--impute")
     assert json.loads(Path("results/x/clusters.json").read_text())["missing_pairs"][0] == "a1 b2"
@@ -126,9 +126,10 @@ def test_extend_places_new_items_without_the_pairs_between_old_clusters(quick):
     pairs = [(i, j) for i, j in PAIRS if i not in place or j not in place or place[i] == place[j]]
     write_runs(quick / "results/x", sweep(pairs))
     run("--extend", "old.txt")
-    assert cluster.read_clusters("clusters/x.txt") == GROUPS  # a3 joined, the c's opened a cluster of their own
+    # a3 joined, the c's opened a cluster of their own
+    assert cluster.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
     run("--extend", "old.txt", "--num_clusters", "2")
-    found = cluster.read_clusters("clusters/x.txt")
+    found = cluster.read_clusters("--extend", "clusters/x.txt", "clusters")
     assert len(found) == 2 and all(any(set(c) <= set(f) for f in found) for c in old)
     cluster.write_lines("old.txt", [["a1", "b11"]])
     with pytest.raises(InputError, match="'b11' is not in these results, did you mean 'b1'"):
@@ -170,13 +171,13 @@ def test_templates_of_one_task_get_the_command_for_instructions(quick, capsys):
     write_runs(quick / "results/x", sweep(pairs, groups=[items[:2], items[2:]]))
     run("--write_subsets", "s.txt")
     assert "python train_sample_instructions_lora.py" in capsys.readouterr().out
-    assert cluster.read_clusters("clusters/x.txt") == [items[:2], items[2:]]
+    assert cluster.read_clusters("--extend", "clusters/x.txt", "clusters") == [items[:2], items[2:]]
 
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--num_clusters", "10"], "there are only 9 items"), (["--num_clusters", "none"], "a number from 1 on, or auto"),
     (["--num_clusters", "0"], "a number from 1 on"), (["--bootstrap", "0"], "at least 1"),
-    (["--metric", "exact"], "did you mean 'exact_match'"), (["--extend", "no.txt"], "cannot read the clusters"),
+    (["--metric", "exact"], "did you mean 'exact_match'"), (["--extend", "no.txt"], "neither a file no.txt nor"),
     (["--extend", "no.txt", "--method", "kmeans"], "does not go with --extend"),
     (["--config_hash", "q"], "--config_hash q"), (["--split", "test"], "no completed run has scores of split 'test'"),
 ])
@@ -189,8 +190,8 @@ def test_bad_flags(quick, flags, message):
 @pytest.mark.parametrize("text", ["a b\nb c\n", "\n"])
 def test_bad_cluster_files(quick, text):
     Path("c.txt").write_text(text)
-    with pytest.raises(InputError, match=r"'b' is there 2 times|holds no cluster"):
-        cluster.read_clusters("c.txt")
+    with pytest.raises(InputError, match=r"'b' is named 2 times|holds no subset"):
+        cluster.read_clusters("--extend", "c.txt", "clusters")
 
 
 @pytest.mark.parametrize("n", [2, 9, 30, 100])

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 FLOORS = (
-    {"errors", "metrics", "names", "process"},
+    {"errors", "metrics", "names", "settings", "process"},
     {"tasks", "results", "args", "subsets", "ledger", "forkserver", "clustering", "plots"},
     {"data", "trainer", "affinity", "launchers", "sweep_args", "gradients"},
     {"catalogue", "experiment", "sweep", "cluster", "estimate"},

@@ -63,8 +63,8 @@ def test_failed_runs_are_kept_apart(results):
 
 
 def test_a_result_that_is_no_number_stops_no_merge(results):
-    for run, value in (("a", "nan"), ("b", "inf"), ("c", 1.0)):
-        results.write_run(run, [row(run, value, metric="loss"), row(run, 0.5)], {})
+    for seed, (run, value) in enumerate((("a", "nan"), ("b", "inf"), ("c", 1.0))):
+        results.write_run(run, [row(run, value, metric="loss", seed=seed), row(run, 0.5, seed=seed)], {})
     assert summary(results)["eval_exact_match_std"].tolist() == [0]
     assert summary(results)["eval_loss_std"].isna().all()
 
@@ -94,7 +94,8 @@ def test_rebuilt_files_are_the_same(results, capsys):
 
 def write_runs(folder, writer, count):
     for i in range(count):
-        Results(folder, "trial").write_run(f"{writer}-{i}", [row(f"{writer}-{i}", 0.5, f"rte_{i}")] * 2, {})
+        rows = [row(f"{writer}-{i}", 0.5, f"rte_{i}", ord(writer), metric) for metric in ("exact_match", "accuracy")]
+        Results(folder, "trial").write_run(f"{writer}-{i}", rows, {})
 
 
 def test_two_writers_and_a_reader(results):
@@ -117,7 +118,20 @@ def test_two_writers_and_a_reader(results):
     assert [writer.exitcode for writer in writers] == [0, 0]
     runs = pandas.read_csv(results.runs_csv)
     assert len(runs) == 400 and runs["run_id"].nunique() == 200
-    assert summary(results)["runs"].sum() == 400
+    assert summary(results)["runs"].tolist() == [2] * 100
+
+
+def test_a_seed_counts_once(results):
+    """The same training under another run's name, as a sweep with more --runs gives it, adds nothing."""
+    for run, seed in (("a-s1", 1), ("a-s2", 2), ("b-s1", 1), ("b-s2", 2), ("b-s3", 3)):
+        results.write_run(run, [row(run, seed / 10, seed=seed)], {})
+    assert summary(results)[["eval_exact_match", "runs"]].values.tolist() == [[pytest.approx(0.2), 3]]
+
+
+def test_a_run_that_only_trained_is_completed(results):
+    results.write_run("a", [], {"status": "completed"})
+    results.write_run("b", [], {"status": "failed"})
+    assert results.is_completed("a") and not results.is_completed("b") and not results.is_completed("c")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a/", ".hidden", "x" * (MAX_NAME + 1), "é" * 51])

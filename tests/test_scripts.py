@@ -213,9 +213,9 @@ def test_bad_input(scratch, extra, capsys):
         for split in ("train", "validation"):
             (scratch.folder / "data/splits/default" / name / f"{split}.jsonl").write_text("\n".join(lines))
     (scratch.folder / "file").write_text("")
-    start = time.time()
+    start = time.process_time()  # a busy machine is not the project's fault
     assert scratch.run("train_multi_instruction.py", *shlex.split(MULTI_INSTRUCTION), *SHORT, *shlex.split(extra)) == 2
-    assert time.time() - start < 10
+    assert time.process_time() - start < 10
     assert BAD[extra] in capsys.readouterr().err
     assert not (scratch.folder / "saved").exists() and not (scratch.folder / "results").exists()
 
