@@ -161,6 +161,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             super().__post_init__()
         except ValueError as error:
             raise InputError(str(error)) from error
+        # One process trains on one GPU, so that the batch size means what it says; torchrun takes more of them.
+        self._n_gpu = min(self.n_gpu, 1)
 
     def check(self) -> None:
         if not (self.do_train or self.do_eval or self.do_predict):

@@ -261,6 +261,21 @@ def test_natural_instructions_mix_with_the_catalogue(scratch, capsys):
     assert {int(r["n_examples"]) for r in scratch.rows("ni") if r["item"] == "task1_colour"} == {4}
 
 
+def test_templates_of_different_kinds(scratch):
+    """One with answer choices, one for free text: each metric is the mean over the templates that have it."""
+    tasks = scratch.folder / "data/tasks"
+    tasks.unlink()
+    tasks.mkdir()
+    (tasks / "demo_a1.yaml").write_text(
+        "description: d\nfields: [text]\ntarget: \"{{ ['red', 'green', 'blue'][label] }}\"\nmetrics: [rougeL]\n"
+        "templates:\n- {name: a, input: 'which ? {{ text }}', answer_choices: ['red', 'green', 'blue']}\n"
+        "- {name: b, input: '{{ text }} . colour ?'}\n")
+    flags = [*DEMO, *SHORT, "--task_names", "demo_a1", "--template_idx", "0", "1", "--save_name", "kinds"]
+    assert scratch.run("train_multitask.py", *flags) == 0
+    metrics = {row["metric"] for row in scratch.rows("kinds") if row["value"]}
+    assert metrics == {"exact_match", "accuracy", "rouge1", "rouge2", "rougeL", "loss", "gen_len"}
+
+
 def test_a_loss_that_is_no_number_fails_and_is_recorded(scratch, capsys):
     flags = [*DEMO, *SHORT, *shlex.split("--logging_steps 1 --task_name demo_a1 --save_name nan --learning_rate 1e38"
                                          " --max_grad_norm 0")]

@@ -80,11 +80,12 @@ def test_forked_and_fresh_children_give_the_same_rows(scratch):
     assert sorted(found[0]) == sorted(found[1]) and len(found[0]) > 8
 
 
-@pytest.mark.parametrize("flag, hint", [("--nonsense", ""), ("--retrie", "--retries"), ("--learning_rat", "--learning_rate")])
+@pytest.mark.parametrize("flag, hint", [("--nonsense", ""), ("--retrie", "--retries"),
+                                        ("--learning_rat", "--learning_rate")])
 def test_a_flag_that_nobody_knows_ends_the_sweep_at_once(scratch, flag, hint):
     out = run(SAMPLED_TASKS, *SHORT, flag, "3", code=2)
     assert f"unknown argument '{flag}'" in out and (not hint or f"did you mean '{hint}'?" in out)
-    assert not (scratch.folder / "sampled_tasks").exists()
+    assert not (scratch / "sampled_tasks").exists()
 
 
 @pytest.mark.parametrize("command, flags, words", [
