@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -28,8 +29,9 @@ def why_not() -> str | None:
 def test_array_of_workers(tmp_path, scenario, restarts):
     work = tmp_path / "work"
     work.mkdir()
-    run = subprocess.run([*NAMESPACE, HERE / "cluster.sh", tmp_path / "cluster", sys.executable, HERE / "scenario.py",
-                          scenario], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=150)
+    with tempfile.TemporaryDirectory(prefix="slurm") as cluster:  # a short path: sockets lie in it
+        run = subprocess.run([*NAMESPACE, HERE / "cluster.sh", cluster, sys.executable, HERE / "scenario.py", scenario],
+                             cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=150)
     assert run.returncode == 0, run.stdout
     if scenario == "preempt":
         assert "restarts: 1" in run.stdout, run.stdout
