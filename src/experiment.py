@@ -9,7 +9,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import resource
 import shutil
@@ -31,7 +30,7 @@ from src.data import Prepared, Preparer, Selection, mix, select_rows
 from src.errors import InputError, did_you_mean
 from src.metrics import metric_names
 from src.names import natural_order
-from src.results import MAX_NAME, Results, check_name
+from src.results import MAX_NAME, Results, check_name, check_writable
 from src.settings import changes_result
 from src.tasks import Task, Template
 from src.trainer import Trainer, load_model, load_tokenizer
@@ -93,7 +92,7 @@ def run_experiment(items: Sequence[Item], default_name: str, data_args: DataArgu
     results = Results(result_args.results_dir, result_args.save_name or default_name)
     _check_best_metric(items, training_args)
     results.check_writable()
-    _check_writable("--output_dir", training_args.output_dir)
+    check_writable(f"--output_dir {training_args.output_dir}", Path(training_args.output_dir).absolute())
     if data_args.pad_to_max_length and not training_args.torch_compile:
         log.info("--pad_to_max_length: padding each batch to its longest row instead (the loss is the same, the cost a "
                  "fraction); --torch_compile honours it")
@@ -291,14 +290,6 @@ def _check_best_metric(items: Sequence[Item], args: TrainingArguments) -> None:
     if f"eval_{name.removeprefix('eval_')}" not in allowed:
         raise InputError(f"--metric_for_best_model {name}: no such metric among those of the chosen tasks; "
                          f"{did_you_mean(name, sorted(allowed, key=lambda n: (n.count('_'), n)), shown=len(allowed))}")
-
-
-def _check_writable(flag: str, folder: str) -> None:
-    place = Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"{flag} {folder}: {place} is not a folder that may be written")
 
 
 def _config_hash(data_args, model_args, args) -> str:

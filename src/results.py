@@ -40,6 +40,14 @@ def check_name(flag: str, name: str) -> None:
         raise InputError(f"{flag} '{name}' must be a plain file name of at most {MAX_NAME} bytes, without '/'")
 
 
+def check_writable(what: str, place: Path) -> None:
+    """Raise InputError, beginning with `what`, where a folder at `place` could not be written. Creates nothing."""
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{what}: {place} is not a folder that may be written")
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write `path` so that it is either old or new, never half, also after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -75,11 +83,7 @@ class Results:
 
     def check_writable(self) -> None:
         """Raise InputError where results could not be written later. Creates nothing."""
-        place = self.folder / "runs"
-        while not place.exists():
-            place = place.parent
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            raise InputError(f"results cannot be written to {self.folder}: {place} is not a folder that may be written")
+        check_writable(f"results cannot be written to {self.folder}", self.folder / "runs")
 
     def write_run(self, run_id: str, rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> None:
         """Write one run's record and rows (keys: COLUMNS), then bring the derived files up to date."""
