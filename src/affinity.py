@@ -5,6 +5,7 @@ the subset (Li, Sharma and Zhang, 2023), turned so that higher is better. A subs
 The diagonal is not defined (NaN), and neither is a pair never trained together.
 """
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +15,13 @@ import numpy as np
 from src.errors import InputError, did_you_mean
 from src.metrics import LOWER_IS_BETTER
 from src.names import natural_order, task_of_template
+from src.settings import changes_result
 from src.tasks import load_task, task_names
 
 NOT_A_SCORE = ("gen_len",)  # neither higher nor lower is better
 RUN_COLUMNS = ("run_id", "status", "seed", "item", "trained_on", "split", "metric", "value")
 FEW_MISSING = 0.2  # up to this share of missing pairs is a warning
+MOST_NAMED = 4  # settings in one error line
 
 
 # ---- read ----------------------------------------------------------------------------------------------------------
@@ -85,9 +88,29 @@ def _one_setting(path: Path, frame, keys: list[str], config_hash: str | None):
             raise InputError(f"--config_hash {config_hash}: not in {path}, {did_you_mean(config_hash, hashes)}")
         return frame[frame["config_hash"] == config_hash]
     if hashes and (frame.groupby(keys)["config_hash"].nunique() > 1).any():
-        counts = ", ".join(f"{each} ({(frame['config_hash'] == each).sum()} rows)" for each in hashes)
-        raise InputError(f"{path}: subsets were trained under several settings; choose one by --config_hash: {counts}")
+        words = _differences(path, frame, hashes)
+        listed = ("; " if words else ", ").join(
+            f"{each} ({(frame['config_hash'] == each).sum()} rows)" + (f": {words[each]}" if words else "")
+            for each in hashes)
+        raise InputError(f"{path}: subsets were trained under several settings; choose one: --config_hash {listed}")
     return frame
+
+
+def _differences(path: Path, frame, hashes: list[str]) -> dict[str, str]:
+    """In which settings the runs of each config_hash differ from the others; empty where a run record is missing."""
+    records = {}
+    try:
+        for each in hashes:
+            run_id = frame.loc[frame["config_hash"] == each, "run_id"].iloc[0]
+            record = json.loads((path.parent / "runs" / f"{run_id}.json").read_text(encoding="utf-8"))
+            records[each] = record["arguments"] | {"processes": record.get("processes")}
+    except (OSError, ValueError, KeyError):  # also of files from before `run_id`
+        return {}
+    names = [name for name in dict.fromkeys(name for record in records.values() for name in record)
+             if changes_result(name) and len({str(record.get(name)) for record in records.values()}) > 1]
+    more = ", ..." if len(names) > MOST_NAMED else ""
+    return {each: ", ".join(f"{name} {record.get(name)}" for name in names[:MOST_NAMED]) + more
+            for each, record in records.items()} if names else {}
 
 
 def _reject_duplicates(path: Path, frame, keys: list[str]) -> None:

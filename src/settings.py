@@ -8,6 +8,8 @@ NO_EFFECT = frozenset({
     "save_steps", "save_strategy", "save_total_limit", "save_only_model",
     # speed and memory
     "per_device_eval_batch_size", "pad_to_max_length", "use_cpu",
+    # not flags: run records hold them, they follow from per_device_train_batch_size and per_device_eval_batch_size
+    "train_batch_size", "eval_batch_size",
     # part of a run's name by themselves: which items, which seeds, trained or not
     "task_name", "task_names", "template_idx", "seed", "runs", "do_train", "do_eval",
 })

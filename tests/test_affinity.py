@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,8 @@ def test_nothing_repeated_nothing_resampled(tmp_path):
     ([*THREE, THREE[0]], r"line 11: a second row for run_id 'a b-0-completed-h', item 'a'"),
     ([*THREE, row("b c", "b", "good")], r"line 11: column 'value' must be a number, found 'good'"),
     ([row("a", "a", 1)], "two items or more; these results hold 1: a"),
-    ([*THREE, row("a b", "a", 2, config_hash="g")], r"several settings; choose one by --config_hash: g \(1 rows\), h"),
+    ([*THREE, row("a b", "a", 2, config_hash="g")],
+     r"several settings; choose one: --config_hash g \(1 rows\), h \(9 rows\)$"),
 ])
 def test_bad_rows(tmp_path, rows, message):
     with pytest.raises(InputError, match=message):
@@ -171,6 +173,32 @@ def test_one_of_several_settings(tmp_path):
     rows = [row("a b", item, value, config_hash=h) for h, value in (("g", 1), ("h", 2)) for item in "ab"]
     scores = affinity.read_scores(write_runs(tmp_path / "x", rows), config_hash="h")
     assert set(scores["value"]) == {2}
+
+
+def test_several_settings_are_told_apart_by_what_differs(tmp_path):
+    same = {"lr_scheduler_type": "constant", "seed": 42}
+    differ = {"g": {"learning_rate": 0.005, "output_dir": "x", "eval_batch_size": 8},
+              "h": {"learning_rate": 0.001, "output_dir": "y", "eval_batch_size": 16}}
+    rows = [row("a b", item, 1, config_hash=h, run_id=h) for h in differ for item in "ab"]
+    folder = write_runs(tmp_path / "x", rows)
+    (folder / "runs").mkdir()
+
+    def error(**more) -> str:
+        for h, arguments in differ.items():
+            record = {"arguments": same | arguments | more.get(h, {}), "processes": 1}
+            (folder / "runs" / f"{h}.json").write_text(json.dumps(record))
+        with pytest.raises(InputError) as caught:
+            affinity.read_scores(folder)
+        return str(caught.value)
+
+    assert error().endswith("--config_hash g (2 rows): learning_rate 0.005; h (2 rows): learning_rate 0.001")
+    assert error(g={"downsample": 9}).endswith(
+        "g (2 rows): learning_rate 0.005, downsample 9; h (2 rows): learning_rate 0.001, downsample None")
+    many = error(h={f"setting_{number}": number for number in range(20)})
+    assert many.endswith("setting_2 2, ...") and "setting_3" not in many
+    (folder / "runs" / "g.json").unlink()
+    with pytest.raises(InputError, match=r"--config_hash g \(2 rows\), h \(2 rows\)$"):
+        affinity.read_scores(folder)
 
 
 def test_comparison_of_trainings(tmp_path):
