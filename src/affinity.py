@@ -6,6 +6,7 @@ The diagonal is not defined (NaN), and neither is a pair never trained together.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from src.errors import InputError, did_you_mean
 from src.metrics import LOWER_IS_BETTER
 from src.names import natural_order, task_of_template
+from src.results import SPLITS
 from src.settings import changes_result
 from src.tasks import load_task, task_names
 
@@ -33,8 +35,9 @@ def results_file(folder: str | Path, split: str = "valid") -> Path:
     paths = [folder / "runs.csv", folder / f"{folder.name}_{split}.csv"]
     found = [path for path in paths if path.exists()]
     if not found:
-        near = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*/")])
-        raise InputError(f"--save_name {folder.name}: found neither {paths[0]} nor {paths[1].name}; {near}")
+        hint = _other_splits(each for each in SPLITS if (folder / f"{folder.name}_{each}.csv").exists())
+        hint = hint or "; " + did_you_mean(folder.name, [path.name for path in folder.parent.glob("*/")])
+        raise InputError(f"--save_name {folder.name}: found neither {paths[0]} nor {paths[1].name}{hint}")
     return found[0]
 
 
@@ -48,10 +51,15 @@ def read_scores(folder: str | Path, split: str = "valid", config_hash: str | Non
     path = results_file(folder, split)
     scores = _read_runs(path, split, config_hash) if path.name == "runs.csv" else _read_wide(path, config_hash)
     if scores.empty:
-        raise InputError(f"{path}: no completed run has scores of split '{split}'")
+        raise InputError(f"{path}: no scores of split '{split}'")
     scores["trained_on"] = [" ".join(sorted(names.split())) for names in scores["trained_on"]]
     scores = scores.sort_values("estimated", kind="stable").drop_duplicates(["trained_on", "item", "metric"])
     return scores.reset_index(drop=True)
+
+
+def _other_splits(splits: Iterable[str]) -> str:
+    """A hint at what can be read where the wanted split has no scores: with --do_predict alone only test has."""
+    return "".join(f"; there are scores of split '{split}': --split {split}" for split in sorted(splits))
 
 
 def _read_csv(path: Path, columns: tuple[str, ...]):
@@ -123,7 +131,11 @@ def _reject_duplicates(path: Path, frame, keys: list[str]) -> None:
 
 def _read_runs(path: Path, split: str, config_hash: str | None):
     frame = _read_csv(path, RUN_COLUMNS)
-    frame = frame[frame["status"].isin(["completed", "estimated"]) & (frame["split"] == split)]
+    frame = frame[frame["status"].isin(["completed", "estimated"])]
+    splits = set(frame["split"])
+    if split not in splits:
+        raise InputError(f"{path}: no completed run has scores of split '{split}'{_other_splits(splits)}")
+    frame = frame[frame["split"] == split]
     frame = _one_setting(path, frame, ["status", "trained_on", "item", "metric"], config_hash)
     _reject_duplicates(path, frame, ["run_id", "item", "metric"])
     frame = frame.drop_duplicates(["trained_on", "item", "metric", "status", "seed"], keep="last")  # a seed counts once

@@ -169,6 +169,21 @@ def test_no_results(tmp_path):
         affinity.read_scores(tmp_path / "rte_swep")
 
 
+@pytest.mark.parametrize(("there", "wanted"), [("test", "valid"), ("valid", "test")])
+def test_scores_of_the_other_split_are_named(tmp_path, there, wanted):
+    hint = f"; there are scores of split '{there}': --split {there}"
+    rows = [row("a b", "a", 1, split=there), row("a b", "a", "", split=wanted, status="failed", seed=1)]
+    with pytest.raises(InputError) as caught:
+        affinity.read_scores(write_runs(tmp_path / "x", rows), wanted)
+    assert str(caught.value).endswith(f"no completed run has scores of split '{wanted}'{hint}")
+    with pytest.raises(InputError, match=f"of split '{wanted}'$"):
+        affinity.read_scores(write_runs(tmp_path / "x", rows[1:]), wanted)
+    (tmp_path / "x" / "runs.csv").unlink()
+    (tmp_path / "x" / f"x_{there}.csv").write_text("Task,Trained on,eval_f1\na,a b,1\n")
+    with pytest.raises(InputError, match=f"found neither .*runs.csv nor x_{wanted}.csv{hint}$"):
+        affinity.read_scores(tmp_path / "x", wanted)
+
+
 def test_one_of_several_settings(tmp_path):
     rows = [row("a b", item, value, config_hash=h) for h, value in (("g", 1), ("h", 2)) for item in "ab"]
     scores = affinity.read_scores(write_runs(tmp_path / "x", rows), config_hash="h")
