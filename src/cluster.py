@@ -212,7 +212,7 @@ def methods_table(S: np.ndarray, k: int, bound: float, labels: np.ndarray, seed:
 def report(scores, args: argparse.Namespace, clusters_file: Path) -> None:
     """Print and write what each item gains by its cluster over being trained alone and with all."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     clusters = read_clusters("--name", str(clusters_file), args.clusters_dir)
     frame = affinity.compare_trainings(scores, clusters)
@@ -221,9 +221,10 @@ def report(scores, args: argparse.Namespace, clusters_file: Path) -> None:
         raise InputError(f"no item of {clusters_file} was trained alone, with all, and in its cluster; write the "
                          "subsets with --write_subsets FILE, then train them:\n  "
                          + sweep_command(tuple(frame["item"]), args.save_name, "FILE"))
-    table = Table("item", "metric", "alone", "all", "in its cluster", "gain over alone", "gain over all",
-                  title=f"{args.split} scores, higher is better, \N{PLUS-MINUS SIGN} standard error over seeds "
-                  "(last row: over items)")
+    names = Column("item", overflow="fold")  # never cut a name
+    table = Table(names, "metric", "alone", "all", "in its cluster", "gain over alone", "gain over all",
+                  title=f"{args.split} scores, higher is better",
+                  caption="\N{PLUS-MINUS SIGN} standard error over seeds, of a mean over items")
 
     def shown(value: float, se: float) -> str:
         return "-" if np.isnan(value) else f"{value:.4g}" + ("" if np.isnan(se) else f" \N{PLUS-MINUS SIGN} {se:.2g}")
@@ -234,11 +235,11 @@ def report(scores, args: argparse.Namespace, clusters_file: Path) -> None:
     kinds = ["alone", "all", "cluster", "gain_over_alone", "gain_over_all"]
     for row in frame.to_dict("records"):
         table.add_row(row["item"], row["metric"], *(shown(row[kind], row[f"{kind}_se"]) for kind in kinds))
-    whole = frame.drop(missing.index)
-    # the standard error of a mean over items: their spread, which holds the seeds' as well
-    mean = [shown(whole[kind].mean(), whole[kind].sem()) for kind in kinds]
     table.add_section()
-    table.add_row(f"mean of {len(whole)}", "", *mean)
+    for metric, whole in frame.drop(missing.index).groupby("metric"):  # scores of two metrics have no mean
+        # the standard error of a mean over items: their spread, which holds the seeds' as well
+        mean = [shown(whole[kind].mean(), whole[kind].sem()) for kind in kinds]
+        table.add_row(f"mean of {len(whole)}", metric, *mean)
     Console().print(table)
     if len(missing):
         print(f"warning: not trained all three ways: {', '.join(missing['item'])}", file=sys.stderr)

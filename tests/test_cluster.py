@@ -14,6 +14,7 @@ from src import cluster, plots
 from src.errors import InputError
 from tests.test_affinity import row, write_runs
 
+ROOT = Path(__file__).parent.parent
 GROUPS = [["a1", "a2", "a3"], ["b1", "b2", "b3"], ["c1", "c2", "c3"]]
 ITEMS = [item for group in GROUPS for item in group]
 
@@ -156,6 +157,25 @@ def test_report_compares_alone_all_and_cluster(quick, capsys):
     frame = pd.read_csv("results/x/report.csv")
     assert frame["gain_over_alone"].mean() == pytest.approx(1, abs=0.2)
     assert frame["gain_over_all"].mean() == pytest.approx(0.75, abs=0.2) and (frame["cluster_se"] > 0).all()
+
+
+def test_report_has_a_mean_for_each_metric_and_fits_100_columns(quick, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    clusters = [["winogrande_debiased", "wic"], ["cola"]]
+    items = sorted(itertools.chain(*clusters))  # cola, whose metric is a correlation, and two with accuracy
+    rows = [row(" ".join(subset), item, value + 0.0012345 * seed, seed=seed,
+                metric="matthews" if item == "cola" else "accuracy")
+            for subset in (*([item] for item in items), items, clusters[0]) for seed in (0, 1)
+            for item, value in zip(items, (-0.9, 0.5, 0.6), strict=True) if item in subset]
+    write_runs(quick / "results/x", rows)
+    cluster.write_lines("clusters/x.txt", clusters)
+    cluster.main(["--save_name", "x", "--report", "--task_dir", str(ROOT / "data/tasks")])
+    lines = capsys.readouterr().out.splitlines()
+    means = [[cell.strip() for cell in line.split("\N{BOX DRAWINGS LIGHT VERTICAL}")[1:4]] for line in lines
+             if "mean of" in line]
+    assert means == [["mean of 2", "accuracy", "0.5506 \N{PLUS-MINUS SIGN}"], ["mean of 1", "matthews", "-0.8994"]]
+    assert lines[0].strip() == "valid scores, higher is better" and max(map(len, lines)) <= 100
+    assert not any("\N{HORIZONTAL ELLIPSIS}" in line for line in lines)  # nothing is cut
 
 
 def test_report_without_the_trainings_says_how_to_get_them(quick):
