@@ -18,7 +18,7 @@ import numpy as np
 from src.errors import InputError, did_you_mean
 
 METHODS = ("sdp", "threshold", "spectral", "kmeans", "agglomerative", "exhaustive")
-EXHAUSTIVE_LIMIT = 10  # items; there are 115,975 partitions of 10
+EXHAUSTIVE_LIMIT = 10  # items; there are 115,975 clusterings of 10
 PENALTY = 0.85  # 0.75 .. 1 find the planted number about as often: tests/bench_clustering.py
 AUTO_LIMIT = 40  # clusters that `auto` tries at most
 RANDOM_STARTS, RANDOM_STARTS_LIMIT = 10, 50  # extra starts of the rounding, up to so many items
@@ -300,8 +300,8 @@ def round_clusters(S: np.ndarray, X: np.ndarray, k: int, rng: np.random.Generato
 # ---- one call for each method --------------------------------------------------------------------------------------
 
 
-def partitions(n: int, k: int) -> np.ndarray:
-    """All partitions of n items into k clusters, as labels (number, n) in canonical numbering."""
+def clusterings(n: int, k: int) -> np.ndarray:
+    """All ways to put n items into k clusters, as labels (number, n) in canonical numbering."""
     rows = np.zeros((1, 1), np.int8)
     for _ in range(n - 1):
         used = rows.max(1) + 1
@@ -311,11 +311,11 @@ def partitions(n: int, k: int) -> np.ndarray:
 
 
 def exhaustive(S: np.ndarray, k: int) -> np.ndarray:
-    """The densest of all partitions into k clusters."""
+    """The densest clustering into k clusters, by trying all."""
     if len(S) > EXHAUSTIVE_LIMIT:
-        raise InputError(f"--method exhaustive: {len(S)} items are too many to try all partitions; "
+        raise InputError(f"--method exhaustive: {len(S)} items are too many to try all clusterings; "
                          f"at most {EXHAUSTIVE_LIMIT}")
-    rows = partitions(len(S), k)
+    rows = clusterings(len(S), k)
     total = np.zeros(len(rows))
     for c in range(k):
         H = (rows == c).astype(float)

@@ -1,4 +1,4 @@
-"""Draw subsets of items: uniformly or balanced, from one pool or around clusters; count what is possible and covered.
+"""Draw subsets of items: uniformly or balanced, from all items or around clusters; count what is possible and covered.
 
 A subset is a tuple of item names in natural order (`rte_2` before `rte_10`), so that one set has one spelling.
 Every draw is a function of the seed, the space and the subsets drawn so far, nothing else.
@@ -31,9 +31,9 @@ def subset(items: Iterable[str]) -> Subset:
 
 @dataclass(frozen=True)
 class Space:
-    """The subsets that may be drawn: `smallest` to `largest` members, all from one pool, at least one in `targets`.
+    """The subsets that may be drawn: `smallest` to `largest` members, at least one of them in `targets`.
 
-    Without clusters there is one pool, all items. With clusters, each pool is one cluster and all unplaced items.
+    With clusters, all members are of one cluster or unplaced.
     """
 
     items: Subset
@@ -46,7 +46,7 @@ class Space:
         if self.smallest < 1 or self.smallest > self.largest:
             raise InputError(f"--min_task_num {self.smallest} --max_task_num {self.largest}: "
                              "must be at least 1, and the smallest not larger than the largest")
-        longest = max(map(len, self.pools))
+        longest = max(map(len, self.full_clusters))
         if self.largest > longest:
             raise InputError(f"--max_task_num {self.largest}: there are only {longest} items to draw from"
                              + (" in the largest cluster with all unplaced items" if self.clusters else ""))
@@ -54,39 +54,40 @@ class Space:
 
     @property
     def unplaced(self) -> Subset:
-        """Items of no cluster: they belong to every pool."""
+        """Items of no cluster: they go with every cluster."""
         placed = set(itertools.chain(*self.clusters))
         return tuple(item for item in self.items if item not in placed)
 
     @functools.cached_property
-    def pools(self) -> list[Subset]:
+    def full_clusters(self) -> list[Subset]:
+        """Each cluster with the unplaced items, within which a subset lies; without clusters, all items."""
         return [subset(cluster + self.unplaced) for cluster in self.clusters] or [self.items]
 
     def possible(self) -> int:
-        """How many subsets there are. Pools share exactly the unplaced items, so those count once."""
-        def count(pool: Sequence[str]) -> int:
-            others = len(set(pool) - set(self.targets)) if self.targets else -1
-            return sum(comb(len(pool), size) - (comb(others, size) if others >= 0 else 0)
+        """How many subsets there are. Full clusters share exactly the unplaced items, so those count once."""
+        def count(cluster: Sequence[str]) -> int:
+            others = len(set(cluster) - set(self.targets)) if self.targets else -1
+            return sum(comb(len(cluster), size) - (comb(others, size) if others >= 0 else 0)
                        for size in range(self.smallest, self.largest + 1))
 
-        pools = self.pools
-        return sum(map(count, pools)) - (len(pools) - 1) * count(self.unplaced)
+        shared = len(self.full_clusters) - 1
+        return sum(map(count, self.full_clusters)) - shared * count(self.unplaced)
 
     def __contains__(self, members: Subset) -> bool:
         return (self.smallest <= len(members) <= self.largest
-                and any(set(members) <= set(pool) for pool in self.pools)
+                and any(set(members) <= set(cluster) for cluster in self.full_clusters)
                 and (not self.targets or bool(set(members) & set(self.targets))))
 
     def combinations(self) -> Iterator[Subset]:
         """All subsets, smaller first, in the order of the items."""
         for size in range(self.smallest, self.largest + 1):
-            found = itertools.chain(*(itertools.combinations(pool, size) for pool in self.pools))
+            found = itertools.chain(*(itertools.combinations(cluster, size) for cluster in self.full_clusters))
             yield from (members for members in dict.fromkeys(found) if members in self)
 
     @functools.cached_property
     def pairs(self) -> list[Subset]:
         """All pairs that some subset can hold together."""
-        found = itertools.chain(*(itertools.combinations(pool, 2) for pool in self.pools))
+        found = itertools.chain(*(itertools.combinations(cluster, 2) for cluster in self.full_clusters))
         pairs = list(dict.fromkeys(found))
         if self.targets and self.largest == 2:
             pairs = [pair for pair in pairs if set(pair) & set(self.targets)]
@@ -97,7 +98,7 @@ def draw(space: Space, number: int | None, seed: int, balanced: bool = False,
          taken: Iterable[Subset] = ()) -> list[Subset]:
     """Draw subsets not in `taken` until `number` are drawn or none is left.
 
-    Uniform: the size first, then the pool, then the members. Balanced: go on from `taken`, pairs seen least first.
+    Uniform: the size first, then the cluster, then the members. Balanced: go on from `taken`, pairs seen least first.
     Without `number`, until every pair is seen `ENOUGH` times.
     """
     taken = list(taken)
@@ -123,8 +124,8 @@ def draw(space: Space, number: int | None, seed: int, balanced: bool = False,
 
 def _uniform(space: Space, rng: random.Random) -> Subset:
     while True:
-        size, pool = rng.randint(space.smallest, space.largest), rng.choice(space.pools)
-        if size <= len(pool) and (members := subset(rng.sample(pool, size))) in space:
+        size, cluster = rng.randint(space.smallest, space.largest), rng.choice(space.full_clusters)
+        if size <= len(cluster) and (members := subset(rng.sample(cluster, size))) in space:
             return members
 
 
@@ -143,10 +144,10 @@ def _balanced(space: Space, rng: random.Random, counts: Counter, seen: set[Subse
     best, best_score = None, -1.0
     for _ in range(TRIES):
         members = list(rng.choice(starts))
-        pool = rng.choice([pool for pool in space.pools if set(members) <= set(pool)])
+        cluster = rng.choice([cluster for cluster in space.full_clusters if set(members) <= set(cluster)])
         has_target = not space.targets or bool(set(members) & set(space.targets))  # is a target among the members?
         score = worth(*members)
-        gain = {item: sum(worth(item, member) for member in members) for item in pool if item not in members}
+        gain = {item: sum(worth(item, member) for member in members) for item in cluster if item not in members}
         while len(members) < size or not has_target:
             candidates = [item for item in gain if has_target or item in space.targets]
             if not candidates:

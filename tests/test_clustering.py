@@ -171,9 +171,9 @@ def test_rounding_by_threshold_as_published():
     assert clustering.threshold(X).tolist() == [0, 0, 1, 1]
 
 
-def test_partitions_are_all_and_distinct():
+def test_clusterings_are_all_and_distinct():
     for n, k, number in ((4, 2, 7), (5, 3, 25), (7, 4, 350)):  # Stirling numbers of the second kind
-        rows = clustering.partitions(n, k)
+        rows = clustering.clusterings(n, k)
         assert len(rows) == len({tuple(row) for row in rows}) == number
         assert all(np.array_equal(clustering.canonical(row), row) for row in rows)
 
