@@ -80,16 +80,15 @@ class Running:
 def run_sweep(args: argparse.Namespace, items: Items) -> int:
     """Do what the command line says; return the exit code. Raises InputError for bad input, before anything runs."""
     sweep = Sweep(args, items)
-    if args.status or args.dry_run:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # piped into `head`
-    if args.status:
-        return sweep.print_status()
-    if args.dry_run:
-        return sweep.print_dry_run()
+    do = (sweep.print_status if args.status else sweep.print_dry_run if args.dry_run else
+          sweep.run if args.launcher == "local" else sweep.launch_workers)
     try:
-        if args.launcher == "local":
-            return sweep.run()
-        return sweep.launch_workers()
+        code = do()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # piped into `head`: nobody reads on, so end as by a signal, without a word
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left at its exit
+        return 128 + signal.SIGPIPE
     except OSError as error:  # a full disk, a lost file server: the ledger holds what is true
         print(f"error: {error}; the sweep ends, nothing was recorded that is not so. Put it right, then give the same "
               "command again", file=sys.stderr)
@@ -515,7 +514,10 @@ class _Progress:
         return text
 
     def say(self, line: str) -> None:
-        self.console.print(line if self.console.is_terminal else f"{line}  [{self._counts()}]")
+        if self.console.is_terminal:
+            self.console.print(line)
+        else:
+            print(f"{line}  [{self._counts()}]", flush=True)
 
     def update(self) -> None:
         if self.console.is_terminal:

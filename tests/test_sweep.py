@@ -226,6 +226,23 @@ def test_the_same_command_goes_on_after_an_interruption():
 
 
 @pytest.mark.parametrize("warm", [False, True])
+def test_a_closed_pipe_ends_the_sweep_without_a_word(warm, monkeypatch):
+    flags = ("--num_samples", 8, "--jobs_per_device", 2, "--warm_start", warm)
+    # written line by line, or else when the first subset is done, while others are in training
+    for unbuffered, *more in (("1",), ("", "--behave", "sleep:0.3"), ("", "--status"), ("", "--dry_run")):
+        monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+        reading, writing = os.pipe()
+        os.close(reading)
+        run = subprocess.run(command(5, *flags, *more), stdout=writing, stderr=subprocess.PIPE, timeout=30)
+        os.close(writing)
+        assert (run.returncode, run.stderr) == (128 + signal.SIGPIPE, b"") and processes_here() == []
+    before = completed()
+    assert 1 <= len(before) < 8 and not list(Path("sampled_tasks/x/failed").iterdir())
+    assert "8 done" in sweep(5, *flags, "--behave", "sleep:0.3")
+    assert completed()[:len(before)] == before and len(set(completed())) == 8 and set(rows().values()) == {1}
+
+
+@pytest.mark.parametrize("warm", [False, True])
 def test_children_die_with_a_killed_scheduler(warm):
     process = start(4, "--num_samples", 6, "--jobs_per_device", 2, "--warm_start", warm, "--behave", "sleep:1000")
     wait_for(lambda: len(trace()) == 2)
