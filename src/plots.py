@@ -33,7 +33,7 @@ def heat_map(path: str | Path, T: np.ndarray, Z: np.ndarray, items: list[str], l
     figure = pyplot.figure(figsize=(margin + size + 1.5, margin + size + 0.6), dpi=150)
     width, height = figure.get_size_inches()
     axes = figure.add_axes((margin / width, 1 - (0.55 + size) / height, size / width, size / height))
-    limit = float(np.nanmax(np.abs(Z), initial=1e-9))
+    limit = float(np.nanmax(np.abs(Z), initial=0)) or 1.0
     shown = np.ma.masked_where(np.isnan(T), Z)
     colours = pyplot.get_cmap(COLOURS).with_extremes(bad="0.85")
     image = axes.imshow(shown, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest")
@@ -48,8 +48,9 @@ def heat_map(path: str | Path, T: np.ndarray, Z: np.ndarray, items: list[str], l
         start += size_of_cluster
     if n <= 12:
         for i, j in zip(*np.nonzero(~np.isnan(T)), strict=True):
-            dark = abs(Z[i, j]) > 0.6 * limit
-            axes.text(j, i, f"{T[i, j]:.3g}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
+            luminance = np.array(image.to_rgba(Z[i, j])[:3]) ** 2.2 @ (0.2126, 0.7152, 0.0722)
+            axes.text(j, i, f"{T[i, j]:.3g}", ha="center", va="center", fontsize=8,
+                      color="black" if luminance > 0.18 else "white")  # there both have the same contrast
     tall = min(size, 8.0)
     legend = figure.add_axes(((margin + size + 0.15) / width, 1 - (0.55 + tall) / height, 0.2 / width, tall / height))
     figure.colorbar(image, cax=legend)

@@ -237,6 +237,27 @@ def test_labels_in_the_picture_are_legible_and_inside(tmp_path, monkeypatch, n):
     pyplot.close(figure)
 
 
+def test_numbers_in_the_cells_stand_out_also_where_all_are_alike(tmp_path, monkeypatch):
+    from matplotlib import colors, pyplot
+
+    def luminance(colour) -> float:  # of WCAG 2.1
+        parts = np.array(colors.to_rgb(colour))
+        return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+
+    figures = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    for Z in np.linspace(-1, 1, 144).reshape(12, 12), np.zeros((12, 12)):
+        plots.heat_map(tmp_path / "x.png", Z, Z, ["a"] * 12, np.zeros(12, int), "exact_match")
+        axes, legend = figures[-1].axes
+        assert legend.get_ylim() == (-1, 1) and len(axes.texts) == 144
+        for text in axes.texts:
+            j, i = text.get_position()
+            light, dark = sorted([luminance(text.get_color()), luminance(axes.images[0].to_rgba(Z[i, j])[:3])])[::-1]
+            assert (light + 0.05) / (dark + 0.05) >= 4.4, (Z[i, j], text.get_color())
+    monkeypatch.undo()
+    pyplot.close("all")
+
+
 def test_the_command_line_is_quick_and_fails_with_2():
     heavy = ("import sys, src.cluster; print([name for name in "
              "('torch', 'transformers', 'sklearn', 'scipy', 'pandas', 'matplotlib', 'rich') if name in sys.modules])")
