@@ -137,7 +137,7 @@ def _read_runs(path: Path, split: str, config_hash: str | None):
         raise InputError(f"{path}: no completed run has scores of split '{split}'{_other_splits(splits)}")
     frame = frame[frame["split"] == split]
     frame = _one_setting(path, frame, ["status", "trained_on", "item", "metric"], config_hash)
-    _reject_duplicates(path, frame, ["run_id", "item", "metric"])
+    _reject_duplicates(path, frame, ["run_id", "trained_on", "item", "metric"])
     frame = frame.drop_duplicates(["trained_on", "item", "metric", "status", "seed"], keep="last")  # a seed counts once
     frame = frame.assign(value=_numbers(path, frame["value"]), estimated=frame["status"] == "estimated")
     groups = frame.groupby(["trained_on", "item", "metric", "estimated"], sort=False)["value"]

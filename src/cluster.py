@@ -160,8 +160,7 @@ def choose(S: np.ndarray, old: np.ndarray, args: argparse.Namespace) -> tuple[np
     tried = clustering.extend(S, old, limit=max(clustering.AUTO_LIMIT, int(old.max()) + 1, wanted))
     curve = [{"k": k, "density": clustering.density(S, labels), "within": clustering.within_sum(S, labels),
               "penalised": clustering.penalised_density(S, labels)} for k, labels in sorted(tried.items())]
-    eligible = [row for row in curve if 2 <= row["k"] < max(n, 3)] or curve
-    k = wanted or max(eligible, key=lambda row: row["penalised"])["k"]
+    k = wanted or clustering.best_number(S, tried)
     if args.extend:
         if k not in tried:
             raise InputError(f"--num_clusters {k}: the old clusters and new items allow {min(tried)} to {max(tried)}")

@@ -372,6 +372,12 @@ def extend(S: np.ndarray, labels: np.ndarray, limit: int = AUTO_LIMIT) -> dict[i
 # ---- evidence ------------------------------------------------------------------------------------------------------
 
 
+def best_number(S: np.ndarray, tried: dict[int, np.ndarray]) -> int:
+    """The number of clusters, of those of `extend`, whose density less the penalty is largest; 1 only if it must be."""
+    eligible = [k for k in tried if 2 <= k < max(len(S), 3)] or list(tried)
+    return max(sorted(eligible), key=lambda k: penalised_density(S, tried[k]))
+
+
 def permutation_test(T: np.ndarray, permutations: int, rng: np.random.Generator) -> float:
     """p-value of "no structure": how often a shuffled matrix looks at least as clustered as T (n, n).
 

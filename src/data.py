@@ -229,7 +229,7 @@ def select_rows(task: Task, roles: Sequence[str], data_dir: str | Path, cache_di
 
 @dataclass(frozen=True)
 class Prepared:
-    """The selected rows of a task under one template, tokenised.
+    """The selected rows of a task under one template, tokenised. `key` is a hash of all that decides them.
 
     `dataset` has the columns input_ids, labels and references (accepted answers); `counts` has rows, input_tokens,
     target_tokens, cut_inputs, cut_targets (rows longer than allowed), longest_target (tokens), empty_rows (left out).
@@ -237,6 +237,7 @@ class Prepared:
 
     template: Template
     role: str
+    key: str
     source: str
     dataset: "datasets.Dataset"
     counts: dict[str, int]
@@ -294,7 +295,7 @@ class Preparer:
         longest = counts["longest_target"] if choices else 0
         if choices and not isinstance(choices, str):
             longest = max(longest, *(len(ids) for ids in self._tokenise(list(choices), target=True)))
-        return Prepared(template, selection.role, selection.rows.source, dataset, counts,
+        return Prepared(template, selection.role, key, selection.rows.source, dataset, counts,
                         metric_names(selection.task.metrics, choices), longest)
 
     def _write(self, selection: Selection, template: Template, data: Path, meta: Path) -> None:

@@ -70,7 +70,7 @@ def task_items(tasks: Sequence[Task], indices: Sequence[int]) -> list[Item]:
 def default_save_name(names: Sequence[str], indices: Sequence[int], model: str) -> str:
     """`<task>_<templates>_<model>`; where that is too long for a file name, cut and made unique by a hash."""
     name = f"{'-'.join(names)}_{'-'.join(map(str, indices))}_{Path(model).name}"
-    return name if len(name.encode()) <= MAX_NAME else f"{name[:MAX_NAME // 2]}_{_hash(name)}"
+    return name if len(name.encode()) <= MAX_NAME else f"{name[:MAX_NAME // 2]}_{short_hash(name)}"
 
 
 def run_experiment(items: Sequence[Item], default_name: str, data_args: DataArguments, model_args: ModelArguments,
@@ -86,7 +86,7 @@ def run_experiment(items: Sequence[Item], default_name: str, data_args: DataArgu
     Raises:
         InputError: bad input, found before a model is loaded and a result is written.
     """
-    _set_up_logging(training_args)
+    set_up_logging(training_args)
     gc.collect()
     gc.freeze()  # the imported libraries' objects need no further looking through: a quarter of a short run
     results = Results(result_args.results_dir, result_args.save_name or default_name)
@@ -104,10 +104,10 @@ def run_experiment(items: Sequence[Item], default_name: str, data_args: DataArgu
     for seed in range(training_args.seed, training_args.seed + result_args.runs):
         args = copy.copy(training_args)
         args.seed = seed
-        data, selections = _prepare(items, preparer, data_args, args)
+        data, selections = prepare_data(items, preparer, data_args, args)
         if seed == training_args.seed:
-            _report_data(data)
-        run = _Run(items, results, data_args, model_args, args, selections)
+            report_data(data)
+        run = Run(items, results, data_args, model_args, args, selections)
         completed &= run.execute(tokenizer, data)
     _print_results(results, run)
     return 0 if completed else 1
@@ -118,8 +118,9 @@ def run_experiment(items: Sequence[Item], default_name: str, data_args: DataArgu
 Data = dict[str, dict[str, list[Prepared]]]  # role -> item name -> one entry per template
 
 
-def _prepare(items: Sequence[Item], preparer: Preparer, data_args: DataArguments,
-             args: TrainingArguments) -> tuple[Data, list[Selection]]:
+def prepare_data(items: Sequence[Item], preparer: Preparer, data_args: DataArguments,
+                 args: TrainingArguments) -> tuple[Data, list[Selection]]:
+    """Select and tokenise the rows of every role that `args` ask for; also return the selections, task by task."""
     roles = [role for role, wanted in (("train", args.do_train), ("validation", args.do_eval),
                                        ("test", args.do_predict)) if wanted]
     data: Data = {role: {} for role in roles}
@@ -134,7 +135,7 @@ def _prepare(items: Sequence[Item], preparer: Preparer, data_args: DataArguments
     return data, selections
 
 
-def _report_data(data: Data) -> None:
+def report_data(data: Data) -> None:
     """Log the mix: rows, tokens and truncation of each item, role by role."""
     for role, by_item in data.items():
         for item, entries in by_item.items():
@@ -151,8 +152,11 @@ def _report_data(data: Data) -> None:
 # ---- one run -------------------------------------------------------------------------------------------------------
 
 
-class _Run:
-    """One training with one seed, from start or from its last checkpoint, and its rows and record."""
+class Run:
+    """One training with one seed, from start or from its last checkpoint, and its rows and record.
+
+    Its checkpoints are in `args.output_dir`, a folder of its own.
+    """
 
     def __init__(self, items, results, data_args, model_args, args, selections):
         self.items, self.results = items, results
@@ -162,7 +166,7 @@ class _Run:
         self.config_hash = _config_hash(data_args, model_args, args)
         data = [[item.name, *(template.hash for template in item.templates)] for item in items]
         data += [[selection.task.name, selection.role, selection.rows.fingerprint] for selection in selections]
-        name = args.run_name or f"{results.save_name[:MAX_NAME // 2]}-{_hash([self.config_hash, data])}"
+        name = args.run_name or f"{results.save_name[:MAX_NAME // 2]}-{short_hash([self.config_hash, data])}"
         check_name("--run_name", name)
         self.run_id = f"{name}-s{args.seed}"
         args.output_dir = str(Path(args.output_dir) / self.run_id)
@@ -176,9 +180,9 @@ class _Run:
             elif results.is_completed(self.run_id) and not args.overwrite_output_dir:
                 log.info("%s is completed already; --overwrite_output_dir does it again", self.run_id)
                 return True
-        record = self._record(data)
+        record = self.describe(data)
         self._write_record(record)
-        start, rows = time.time(), []
+        start, cpu, rows = time.time(), time.process_time(), []
         with _log_file(results.part(self.run_id, "log"), args):
             log.info("%s: seed %d, trained on %s", self.run_id, args.seed, self.trained_on)
             try:
@@ -194,7 +198,7 @@ class _Run:
                 scores, status, record["error"] = {}, "failed", f"{type(error).__name__}: {error}"
                 values = list(self._values({}, data))
         record |= {"status": status, "seconds": round(time.time() - start, 2),
-                   "peak_memory_mb": _peak_memory_mb(), "scores": scores}
+                   "cpu_seconds": round(time.process_time() - cpu, 2), "peak_memory_mb": _peak_memory_mb(), "scores": scores}
         for split, item, metric, value, count in values:
             rows.append({
                 "run_id": self.run_id, "status": status, "seed": args.seed, "item": item.name,
@@ -219,7 +223,7 @@ class _Run:
         trainer = Trainer(model, tokenizer, args, self.data_args, train_rows, data.get("validation"))
         training = {"trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
         if args.do_train:
-            checkpoint = args.resume_from_checkpoint or _last_checkpoint(args)
+            checkpoint = args.resume_from_checkpoint or last_checkpoint(args)
             if checkpoint:
                 log.info("going on from %s", checkpoint)
             output = trainer.train(resume_from_checkpoint=checkpoint)
@@ -245,7 +249,8 @@ class _Run:
                 for metric in item.metrics:
                     yield split, item, metric, round(scores[split][f"eval_{item.name}_{metric}"], 6), count
 
-    def _record(self, data: Data) -> dict:
+    def describe(self, data: Data) -> dict:
+        """The record of a run that begins: arguments, versions, device, commit, rows."""
         commit, dirty = _commit()
         arguments = {name: value for group in (self.data_args, self.model_args) for name, value
                      in dataclasses.asdict(group).items()} | self.args.to_sanitized_dict()
@@ -267,7 +272,7 @@ class _Run:
             self.results.write_record(self.run_id, record)
 
 
-def _last_checkpoint(args: TrainingArguments) -> str | None:
+def last_checkpoint(args: TrainingArguments) -> str | None:
     """The newest whole checkpoint; one that was being written when the process died is removed."""
     while Path(args.output_dir).is_dir() and (checkpoint := get_last_checkpoint(args.output_dir)):
         if (Path(checkpoint) / "trainer_state.json").exists():  # written last
@@ -300,11 +305,12 @@ def _config_hash(data_args, model_args, args) -> str:
     defaults = {field.name: field.default for field in dataclasses.fields(args)}
     settings = {name: value for name, value in args.to_dict().items() if value != defaults.get(name)}
     settings |= dataclasses.asdict(data_args) | dataclasses.asdict(model_args) | {"processes": args.world_size}
-    return _hash({name: value for name, value in settings.items()
+    return short_hash({name: value for name, value in settings.items()
                   if changes_result(name) and name not in adapters - used} | {"do_train": args.do_train})
 
 
-def _hash(value) -> str:
+def short_hash(value) -> str:
+    """Eight hex digits over a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
@@ -327,7 +333,7 @@ def _peak_memory_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
 
 
-def _set_up_logging(args: TrainingArguments) -> None:
+def set_up_logging(args: TrainingArguments) -> None:
     """Our log lines to standard output, of the first process only; the libraries' warnings stay as they are."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("src").setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
@@ -356,7 +362,7 @@ def _log_file(path: Path, args: TrainingArguments) -> Iterator[None]:
         handler.close()
 
 
-def _print_results(results: Results, run: _Run) -> None:
+def _print_results(results: Results, run: Run) -> None:
     """Print this experiment's lines of the CSV files as a table, and where the files are."""
     if run.args.process_index != 0:
         return

@@ -81,3 +81,20 @@ def number_of_clusters(path: str | Path, curve: list[dict], chosen: int) -> None
     panels[0].legend(fontsize=9)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def scatter(path: str | Path, true: np.ndarray, estimated: np.ndarray, label: str) -> None:
+    """Draw estimated over true scores, both (n,), with the line on which they are equal and that of a constant guess."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(5.2, 5), layout="constrained")
+    low, high = min(true.min(), estimated.min()), max(true.max(), estimated.max())
+    axes.plot([low, high], [low, high], color="0.35", linewidth=1.2, label="equal")
+    axes.axhline(true.mean(), color="#b35806", linewidth=1.2, linestyle="--", label="constant guess")
+    axes.scatter(true, estimated, s=14, color="#542788", alpha=0.7, linewidths=0)
+    axes.set_xlabel(f"true {label}")
+    axes.set_ylabel(f"estimated {label}")
+    axes.set_title(f"{len(true)} scores, a point each", fontsize=10, loc="left")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -1,5 +1,6 @@
 """Model, adapters and the Seq2SeqTrainer wrapper."""
 
+import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -69,6 +70,41 @@ def load_model(args: ModelArguments, cache_dir: str, tokenizer_size: int):
     import peft
 
     return peft.get_peft_model(model, adapter)
+
+
+SHAPES = ("model_type", "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
+          "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim")  # of a model, in its config
+
+
+def load_checkpoint(args: ModelArguments, cache_dir: str, tokenizer_size: int, folder: str | Path):
+    """Load the model that a training with `args` has saved in `folder`: a whole model, or an adapter of one.
+
+    Raises:
+        InputError: there is no checkpoint, or one of another model.
+    """
+    folder = Path(folder)
+    where = f"--start_from {folder}"
+    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+        found = [str(path.parent) for path in folder.parent.glob("*/*config.json")]
+        raise InputError(f"{where}: no checkpoint there; {did_you_mean(str(folder), set(found))}")
+    name = args.model_name_or_path
+    if (folder / "adapter_config.json").is_file():
+        import peft
+
+        base = peft.PeftConfig.from_pretrained(folder).base_model_name_or_path
+        if base != name:
+            raise InputError(f"{where}: an adapter of another model, {base}, not of --model_name_or_path {name}")
+        plain = dataclasses.replace(args, train_lora=False)
+        return peft.PeftModel.from_pretrained(load_model(plain, cache_dir, tokenizer_size), folder, is_trainable=True)
+    own = AutoConfig.from_pretrained(name, revision=args.model_revision, cache_dir=f"{cache_dir}/hub")
+    other = AutoConfig.from_pretrained(folder)
+    for key in SHAPES:
+        here, there = getattr(own, key, None), getattr(other, key, None)
+        if there != here and not (key == "vocab_size" and there == tokenizer_size):
+            raise InputError(f"{where}: a checkpoint of another model: its {key} is {there}, that of "
+                             f"--model_name_or_path {name} is {here}")
+    return load_model(dataclasses.replace(args, model_name_or_path=str(folder), model_revision="main"), cache_dir,
+                      tokenizer_size)
 
 
 def _adapter_config(args: ModelArguments, model):

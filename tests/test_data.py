@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from src import data
 from src.data import Preparer, find_rows, mix, select_rows
 from src.errors import InputError
-from src.experiment import _prepare, task_items
+from src.experiment import prepare_data, task_items
 from src.tasks import load_task
 
 ROOT = Path(__file__).parent.parent
@@ -194,7 +194,7 @@ def test_data_seed_fixes_the_rows_of_all_runs(tmp_path, toy, tokenizer):
 
     def train_rows(seed, data_seed):
         args = SimpleNamespace(do_train=True, do_eval=True, do_predict=False, seed=seed, data_seed=data_seed)
-        prepared, _ = _prepare(task_items([toy], [0]), preparer, data_args, args)
+        prepared, _ = prepare_data(task_items([toy], [0]), preparer, data_args, args)
         return prepared["train"]["toy"][0].dataset["input_ids"][:]
 
     assert train_rows(1, None) != train_rows(2, None)

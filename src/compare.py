@@ -1,0 +1,195 @@
+"""`python -m src.estimate compare`: estimated beside truly trained subsets, and what each of them cost."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from src import DEFAULT_TASK_DIR, affinity, clustering, plots
+from src.errors import InputError, OneLineErrors, did_you_mean
+
+MANY = 1000  # subsets to which the share of the cost is extrapolated
+
+
+def relative_error(true: np.ndarray, guess: np.ndarray) -> float:
+    """Sum of squared errors over the sum of squares of what is true."""
+    return float(((true - guess) ** 2).sum() / (true**2).sum())
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = OneLineErrors(
+        prog="python -m src.estimate compare", allow_abbrev=False,
+        description="Compare results/<save_name>_estimated/ with the true results/<save_name>/, on the subsets of both "
+        "that the estimate was not calibrated on.")
+    add = parser.add_argument
+    add("--save_name", required=True, help="name of the true sweep: the folder below --results_dir")
+    add("--estimated", help="name of the estimates (default: <save_name>_estimated)")
+    add("--results_dir", default="results", help="folder of all results (default: results)")
+    add("--task_dir", default=DEFAULT_TASK_DIR, help="folder of task files (default: %(default)s)")
+    add("--metric", default="loss", help="metric to compare (default: loss)")
+    add("--config_hash", help="true runs of this config_hash only (default: all; an error if they differ)")
+    add("--seed", type=int, default=0, help="of the rounding of clusters (default: 0)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    args = parse(arguments)
+    folders = [Path(args.results_dir) / (args.estimated or f"{args.save_name}_estimated"),
+               Path(args.results_dir) / args.save_name]
+    guess, true = (_scores(folder, args, estimated) for folder, estimated in zip(folders, (True, False), strict=True))
+    record = _record(folders[0])
+    keys = ["trained_on", "item"]
+    both = true.merge(guess[[*keys, "value"]], on=keys, suffixes=("", "_guess"))
+    both = both[[item in subset.split() for subset, item in zip(both["trained_on"], both["item"], strict=True)]]
+    calibrated = {" ".join(sorted(subset.split())) for subset in record["estimate"]["calibrated_on"]}
+    unseen = both[~both["trained_on"].isin(calibrated)]
+    if unseen.empty:
+        raise InputError(f"{folders[0]} and {folders[1]} share no subset beside those of the calibration")
+    result = agreement(unseen, both, args.seed) | {"costs": costs(folders[1], set(both["trained_on"]), record)}
+    show(args, record, result, len(calibrated))
+    path = folders[0] / "compare.png"
+    label = "validation loss" if args.metric == "loss" else args.metric
+    sign = -1 if args.metric in affinity.LOWER_IS_BETTER else 1
+    plots.scatter(path, sign * unseen["value"].to_numpy(), sign * unseen["value_guess"].to_numpy(), label)
+    (folders[0] / "compare.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {path} and compare.json")
+    return 0
+
+
+def _scores(folder: Path, args: argparse.Namespace, estimated: bool):
+    """The oriented scores of one folder, true or estimated ones only."""
+    scores = affinity.read_scores(folder, config_hash=None if estimated else args.config_hash)
+    scores = scores[scores["estimated"] == estimated]
+    if scores.empty:
+        near = did_you_mean(args.save_name, [path.name for path in folder.parent.glob("*/")])
+        raise InputError(f"{folder}: holds no {'estimated' if estimated else 'completed'} run; {near}")
+    return affinity.oriented(scores, args.metric, args.task_dir)
+
+
+def _record(folder: Path) -> dict:
+    found = sorted((folder / "runs").glob("estimate-s*.json"))
+    if not found:
+        raise InputError(f"{folder}/runs: the record of the estimate, estimate-s<seed>.json, is missing")
+    return json.loads(found[0].read_text(encoding="utf-8"))
+
+
+# ---- how well they agree -------------------------------------------------------------------------------------------
+
+
+def agreement(unseen, both, seed: int) -> dict:
+    """Errors and correlations over `unseen`, clusters over `both`.
+
+    Args:
+        unseen, both: data frames with trained_on, item, metric, value, variance (of value, over seeds; NaN with one),
+            value_guess.
+
+    Returns:
+        relative_error, constant (the best single number as guess), ceiling (expected error of another mean over as
+        many seeds; None with one seed), pearson and spearman (means over rows of the affinity matrix), likeness
+        (adjusted Rand index of the clusters), p_values, clusters; None where not defined.
+    """
+    from scipy import stats
+    from sklearn.metrics import adjusted_rand_score
+
+    true, guess = unseen["value"].to_numpy(), unseen["value_guess"].to_numpy()
+    spread = 2 * np.nansum(unseen["variance"]) / (true**2).sum() if unseen["variance"].notna().all() else None
+    T, G = (affinity.build(unseen.assign(value=unseen[column])).T for column in ("value", "value_guess"))
+    pairs = {}
+    for name, how in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
+        values = []
+        for row, other in zip(T, G, strict=True):
+            seen = ~np.isnan(row) & ~np.isnan(other)
+            if seen.sum() > 2 and np.ptp(row[seen]) > 0 and np.ptp(other[seen]) > 0:
+                values.append(float(how(row[seen], other[seen]).statistic))
+        pairs[name] = float(np.mean(values)) if values else None
+    found = [clusters(affinity.build(both.assign(value=both[column])), seed) for column in ("value", "value_guess")]
+    alike = None
+    if None not in found:
+        alike = float(adjusted_rand_score(found[0]["labels"], found[1]["labels"]))
+    return {"scores": len(unseen), "relative_error": relative_error(true, guess),
+            "constant": relative_error(true, true.mean()), "ceiling": None if spread is None else float(spread),
+            **pairs, "likeness": alike, "true": found[0], "estimated": found[1]}
+
+
+def clusters(found: affinity.Affinity, seed: int) -> dict | None:
+    """Clusters and p-value of an affinity matrix; None where pairs are missing or there are too few items."""
+    if len(found.items) < 3 or found.missing():
+        return None
+    S = clustering.symmetric(found.T)
+    k = clustering.best_number(S, clustering.extend(S, np.full(len(S), -1)))
+    labels, _ = clustering.find_clusters(S, k, seed=seed)
+    return {"labels": labels.tolist(), "p_value": clustering.permutation_test(found.T, 199, np.random.default_rng(seed)),
+            "clusters": [[found.items[i] for i in np.flatnonzero(labels == c)] for c in range(k)]}
+
+
+# ---- what they cost ------------------------------------------------------------------------------------------------
+
+
+def costs(folder: Path, compared: set[str], record: dict) -> dict:
+    """Seconds, CPU seconds and FLOPs of the true runs of `compared` subsets and of the estimate of as many.
+
+    `share` is the estimate's part of the true cost for as many subsets, `share_of_many` that for 1,000: training and
+    gradients are done once, fits for each subset. What the records do not tell (older runs) is None.
+    """
+    totals, count = dict.fromkeys(("seconds", "cpu_seconds", "flops"), 0.0), 0
+    for path in (folder / "runs").glob("*.json"):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if run.get("status") != "completed" or " ".join(sorted(run["trained_on"].split())) not in compared:
+            continue
+        count += 1
+        flops = sum(entry.get("total_flos", 0) for entry in run.get("training", {}).get("log", []))
+        for name, value in (("seconds", run["seconds"]), ("cpu_seconds", run.get("cpu_seconds")), ("flops", flops)):
+            totals[name] = None if value is None or totals[name] is None else totals[name] + value
+    spent, subsets = record["estimate"]["costs"], record["estimate"]["subsets"]
+    out = {"true_runs": count, "subsets": len(compared)}
+    for name, total in totals.items():
+        once = spent["training"][name] + spent["gradients"][name]
+        each = spent["fits"][name] / subsets
+        row = {"true": total if count else None, "training": spent["training"][name],
+               "gradients": spent["gradients"][name], "fits": each * len(compared)}
+        known = count and total
+        row["share"] = (once + each * len(compared)) / total if known else None
+        row["share_of_many"] = (once + each * MANY) / (total / len(compared) * MANY) if known else None
+        out[name] = row
+    return out
+
+
+# ---- print ---------------------------------------------------------------------------------------------------------
+
+
+def show(args: argparse.Namespace, record: dict, result: dict, calibrated: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    def number(value: float | None, how: str) -> str:
+        return "-" if value is None else format(value, how)
+
+    console = Console()
+    table = Table("", "estimate", "constant guess", "another true sweep", title=f"{args.metric}: {result['scores']} "
+                  f"scores of subsets that were not calibrated on ({calibrated} were)")
+    table.add_row("relative error (squares)", number(result["relative_error"], ".1%"), number(result["constant"], ".1%"),
+                  number(result["ceiling"], ".1%"))
+    table.add_row("Pearson correlation within rows", number(result["pearson"], ".2f"), "0", "")
+    table.add_row("Spearman correlation within rows", number(result["spearman"], ".2f"), "0", "")
+    console.print(table)
+    for name in ("true", "estimated"):
+        if result[name]:
+            lines = " | ".join(" ".join(cluster) for cluster in result[name]["clusters"])
+            console.print(f"{name} clusters (p = {result[name]['p_value']:.3g}): {lines}", highlight=False, soft_wrap=True)
+    print("clusters not compared: pairs are missing, or there are fewer than three items" if result["likeness"] is None
+          else f"likeness of the clusters: adjusted Rand index {result['likeness']:.2f}")
+    table = Table("cost", "true runs", "first training", "gradients", "fits", "estimate / true",
+                  f"for {MANY} subsets", title=f"{result['costs']['subsets']} subsets, "
+                  f"{result['costs']['true_runs']} true runs")
+    for name, label, how in (("seconds", "seconds", ".1f"), ("cpu_seconds", "CPU seconds", ".1f"),
+                             ("flops", "FLOPs", ".3g")):
+        row = result["costs"][name]
+        table.add_row(label, *(number(row[part], how) for part in ("true", "training", "gradients", "fits")),
+                      number(row["share"], ".1%"), number(row["share_of_many"], ".1%"))
+    console.print(table)
+    if result["relative_error"] >= result["constant"]:
+        console.print("[bold red]no better than the constant guess[/]: these estimates do not tell how large a score is"
+                      + ("" if (result["pearson"] or 0) < 0.3 else "; they may still order the partners of an item"))
+    if result["ceiling"] is None:
+        print("one seed a subset: how far two true sweeps lie apart is not known; train with --runs 2 or more")

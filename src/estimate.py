@@ -1,0 +1,420 @@
+"""Estimate what training on each subset would give, from one training on all items; and compare with true trainings.
+
+python -m src.estimate --task_names rte boolq wic mnli --model_name_or_path t5-base --max_steps 1000 \\
+    --learning_rate 5e-5 --save_name mtl            all pairs -> results/mtl_estimated/, in the form of true results
+python -m src.cluster --save_name mtl_estimated --metric loss
+python -m src.estimate compare --save_name mtl      beside the true results/mtl/
+
+Takes the flags of train_multitask.py (--task_names) or of train_multi_instruction.py (--task_name, --template_idx).
+The sweep's finished runs in results/<save_name>/ tell how long a training the small fits stand for (--calibrate).
+An estimate says most about trainings that start where its gradients were taken: give the sweep's starting model by
+--start_from, or let the sweep start from the model that was trained on all items.
+"""
+
+import copy
+import functools
+import gc
+import itertools
+import json
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from src import affinity, clustering, subsets
+from src.compare import relative_error
+from src.errors import InputError, run_as_script
+from src.names import natural_order
+from src.results import Results, check_name
+from src.subsets import Space, Subset
+
+SUFFIX = "_estimated"
+STEPS = sorted({round(steps) for steps in np.geomspace(1, 1000, 31)})  # of the descent, to be calibrated
+SCANNED = STEPS[::3]
+MANY = 200_000  # subsets that nobody wants without saying so
+BATCH = 64  # examples whose gradients are taken at once, at most
+COPIES = 4  # of an example's gradient that are in memory at the same time, at most
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["compare"]:
+        from src import compare
+
+        return compare.main(arguments[1:])
+    from src import args
+
+    one_task = any(argument.partition("=")[0] == "--task_name" for argument in arguments)
+    kind = args.InstructionArguments if one_task else args.MultitaskArguments
+    needed = ["--do_train", "--do_eval", "--predict_with_generate"]  # an estimate is of both
+    data_args, model_args, result_args, training_args, options = args.parse(
+        kind, __doc__, needed + arguments, (args.EstimateArguments,))
+    if model_args.train_prefix or model_args.train_prompt_tuning:
+        raise InputError("--train_prefix and --train_prompt_tuning: estimates are of full training or of --train_lora")
+
+    from src.experiment import default_save_name, instruction_items, task_items
+    from src.tasks import expand_names, load_task
+
+    indices = data_args.indices()
+    if one_task:
+        names = [data_args.task_name]
+        items = instruction_items(load_task(data_args.task_name, data_args.task_dir), indices)
+    else:
+        names = expand_names(data_args.task_names, data_args.task_dir)
+        items = task_items([load_task(name, data_args.task_dir) for name in names], indices)
+    save_name = result_args.save_name or default_save_name(names, indices, model_args.model_name_or_path)
+    return Estimate(items, save_name, data_args, model_args, result_args, training_args, options).run()
+
+
+# ---- what is estimated, and on what it is calibrated ---------------------------------------------------------------
+
+
+def plan(names: Sequence[str], options, seed: int, task: str | None) -> list[Subset]:
+    """The subsets that the command line asks for; raise InputError where that cannot be."""
+    if options.subsets_file:
+        return subsets.read_subsets(Path(options.subsets_file), names, task)
+    largest = options.min_task_num if options.max_task_num is None else options.max_task_num
+    space = Space(subsets.subset(names), options.min_task_num, largest)
+    if options.num_samples is None:
+        if space.possible() > MANY:
+            raise InputError(f"--num_samples is missing: there are {space.possible()} subsets of {options.min_task_num} "
+                             f"to {largest} items")
+        return list(space.combinations())
+    return subsets.draw(space, options.num_samples, seed)
+
+
+def true_losses(folder: Path, names: Sequence[str], config_hash: str | None) -> dict[Subset, dict[str, float]]:
+    """Validation loss of each item after each subset of `names` that was truly trained; none where there is no sweep."""
+    if not (folder / "runs.csv").exists() and not (folder / f"{folder.name}_valid.csv").exists():
+        return {}
+    scores = affinity.read_scores(folder, config_hash=config_hash)
+    scores = scores[(scores["metric"] == "loss") & ~scores["estimated"]]
+    found: dict[Subset, dict[str, float]] = {}
+    for row in scores.itertuples():
+        members = subsets.subset(row.trained_on.split())
+        if row.item in members and set(members) <= set(names):
+            found.setdefault(members, {})[row.item] = row.value
+    return found
+
+
+# ---- the estimate --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fits:
+    """The small fits of one seed: train and valid hold, by item, the features of each of its templates."""
+
+    train: dict[str, list]
+    valid: dict[str, list]
+    kind: str  # descent | ridge
+    mixing: str
+    temperature: float
+
+    @functools.cached_property
+    def rate(self) -> float:
+        from src import gradients
+
+        return gradients.step_size([part for parts in self.train.values() for part in parts])
+
+    def predict(self, members: Subset, strengths: Sequence[float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Loss and share of right targets of each member after training on the subset, for each strength (m,)."""
+        from src import gradients
+
+        rows = {item: sum(len(part.margins) for part in self.train[item]) for item in members}
+        power = {"proportional": 1.0, "equal": 0.0, "temperature": 1 / self.temperature}[self.mixing]
+        share = {item: count**power for item, count in rows.items()}
+        parts = [(part, share[item] / sum(share.values()) * len(part.margins) / rows[item])
+                 for item in members for part in self.train[item]]
+        features, weights = zip(*parts, strict=True)
+        if self.kind == "descent":
+            w = gradients.descend(features, weights, self.rate, [int(steps) for steps in strengths])
+        else:
+            w = gradients.ridge(features, weights, [strength / self.rate for strength in strengths])
+        found = {}
+        for item in members:  # an item's score is the mean over its templates
+            scores = [gradients.predict(part, w) for part in self.valid[item]]
+            found[item] = tuple(np.mean(values, axis=0) for values in zip(*scores, strict=True))
+        return found
+
+
+class Estimate:
+    """One command: for each seed train on all items or load the start, take gradients, fit each subset, write rows."""
+
+    def __init__(self, items, save_name: str, data_args, model_args, result_args, training_args, options):
+        from src.experiment import set_up_logging
+
+        self.items, self.options = items, options
+        self.data_args, self.model_args, self.args = data_args, model_args, training_args
+        check_name("--save_name", save_name)
+        self.runs = result_args.runs
+        self.true = Results(result_args.results_dir, save_name)
+        self.results = Results(result_args.results_dir, save_name + SUFFIX)
+        self.results.check_writable()
+        self.names = [item.name for item in items]
+        # the first training is short: no evaluation, its last model counts
+        self.args.eval_strategy, self.args.load_best_model_at_end, self.args.do_predict = "no", False, False
+        self.args.metric_for_best_model = None
+        self.plan = plan(self.names, options, training_args.seed, getattr(data_args, "task_name", None))
+        known = true_losses(self.true.folder, self.names, options.config_hash)
+        chosen = random.Random(f"calibrate {training_args.seed}").sample(
+            sorted(known), min(options.calibrate, len(known))) if options.strength is None else []
+        self.truth = {members: known[members] for members in chosen}
+        set_up_logging(training_args)
+
+    def run(self) -> int:
+        from src.data import Preparer
+        from src.experiment import report_data
+        from src.trainer import load_tokenizer
+
+        tokenizer = load_tokenizer(self.model_args, self.data_args.cache_dir)
+        preparer = Preparer(tokenizer, self.data_args.cache_dir, self.data_args.max_source_length,
+                            self.data_args.max_target_length, self.data_args.overwrite_cache)
+        written = []
+        for seed in range(self.args.seed, self.args.seed + self.runs):
+            args = copy.copy(self.args)
+            args.seed = seed
+            from src.experiment import Run, prepare_data
+
+            data, selections = prepare_data(self.items, preparer, self.data_args, args)
+            if seed == self.args.seed:
+                report_data(data)
+            args.do_eval = False
+            start = Run(self.items, self.results, self.data_args, self.model_args, args, selections)
+            model, costs = self._start(start, tokenizer, data)
+            if model is None:
+                return 1
+            fits, costs["gradients"] = self._collect(model, tokenizer, data, seed)
+            written.append(self._fit(fits, costs, start, data))
+        for path in (self.results.folder / "runs").glob("estimate-s*.csv"):  # of an estimate that these replace
+            if path.stem not in written:
+                path.unlink()
+                path.with_suffix(".json").unlink(missing_ok=True)
+        self.results.merge()
+        self._say_what_next()
+        return 0
+
+    def _start(self, run, tokenizer, data):
+        """(the model at which gradients are taken, what it cost); (None, None) where its training failed."""
+        import torch
+
+        from src.experiment import last_checkpoint
+        from src.trainer import load_checkpoint, load_model
+
+        load = functools.partial(load_checkpoint, self.model_args, self.data_args.cache_dir, len(tokenizer))
+        if self.options.start_from:
+            model, record = load(self.options.start_from), {}
+        else:
+            model = load_model(self.model_args, self.data_args.cache_dir, len(tokenizer))
+            self._check_memory(model, data)
+            del model
+            gc.collect()
+            run.args.overwrite_output_dir |= last_checkpoint(run.args) is None  # its weights are needed, not its record
+            if not run.execute(tokenizer, {"train": data["train"]}):
+                return None, None
+            model = load(last_checkpoint(run.args))
+            record = json.loads(self.results.part(run.run_id, "json").read_text(encoding="utf-8"))
+        flops = [entry["total_flos"] for entry in record.get("training", {}).get("log", []) if "total_flos" in entry]
+        costs = {"training": {"seconds": record.get("seconds", 0), "cpu_seconds": record.get("cpu_seconds", 0),
+                              "flops": sum(flops)}}
+        model = model.to(torch.device(run.args.device))
+        self._check_memory(model, data)
+        return model, costs
+
+    def _check_memory(self, model, data) -> int:
+        """Examples whose gradients fit into memory at once; raise InputError where not even one does."""
+        import psutil
+        import torch
+
+        size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) * 4
+        cuda = next(model.parameters()).device.type == "cuda"
+        free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
+        count = (free - 2 * size) // (COPIES * size) if size else 1
+        if count < 1:
+            raise InputError(f"the gradient of one example needs {(COPIES + 2) * size / 2**30:.1f} GiB, {free / 2**30:.1f} "
+                             "GiB are free; --train_lora True trains fewer parameters")
+        if not self.options.project_dim:
+            rows = sum(len(entry.dataset) for sets in data.values() for parts in sets.values() for entry in parts)
+            Path(self.data_args.cache_dir).mkdir(parents=True, exist_ok=True)
+            room = shutil.disk_usage(self.data_args.cache_dir).free
+            memory = psutil.virtual_memory().available
+            if rows * size > min(room, memory):
+                raise InputError(
+                    f"--project_dim 0: the gradients of {rows} rows take {rows * size / 2**30:.1f} GiB, free are "
+                    f"{memory / 2**30:.1f} GiB of memory and {room / 2**30:.1f} GiB in --cache_dir; "
+                    "--project_dim 400 keeps 400 numbers of each")
+        return int(min(count, BATCH))
+
+    def _collect(self, model, tokenizer, data, seed: int) -> tuple[Fits, dict]:
+        """Gradients of all rows, and what they cost."""
+        from rich.progress import Progress
+
+        from src import gradients
+        from src.experiment import log, short_hash
+
+        of_model = gradients.Gradients(model)
+        most, start, cpu = self._check_memory(model, data), time.time(), time.process_time()
+        sets = [(role, item, entry) for role, by_item in data.items() for item, entries in by_item.items()
+                for entry in entries]
+        first = {id(entry): gradients.first_token_decides(entry, tokenizer) for _, _, entry in sets}
+        rows = {id(entry): entry.dataset.select_columns(["input_ids", "labels"]).to_list() for _, _, entry in sets}
+        for part in rows.values():
+            part.sort(key=lambda row: len(row["input_ids"]), reverse=True)  # one that does not fit shows at once
+        scales = None
+        if "sgd" not in self.args.optim:
+            scales = of_model.scales(list(self._sample(sets, rows, first, seed, most)))
+        projection = gradients.Projection(of_model.parameters, self.options.project_dim, seed, scales)
+        common = [gradients.FORMAT, gradients.fingerprint(model), self.options.project_dim, seed, scales is not None,
+                  sorted(entry.key for role, _, entry in sets if role == "train")]
+        costs = {"seconds": time.time() - start, "cpu_seconds": time.process_time() - cpu}
+        found: dict[str, dict[str, list]] = {role: {item: [] for item in by_item} for role, by_item in data.items()}
+        with Progress(disable=self.args.disable_tqdm or not sys.stderr.isatty(), transient=True) as bar:
+            task = bar.add_task("gradients", total=sum(map(len, rows.values())))
+            for role, item, entry in sets:
+                path = (Path(self.data_args.cache_dir) / "gradients"
+                        / f"{entry.template.item}-{role}-{short_hash([*common, entry.key])}.npy")
+                room = self.args.per_device_train_batch_size * self.data_args.max_source_length
+                batch = max(1, min(most, room // len(rows[id(entry)][0]["input_ids"])))
+                for done in gradients.collect(path, rows[id(entry)], first[id(entry)], of_model, projection, batch):
+                    bar.advance(task, done)
+                for name in costs:
+                    costs[name] += gradients.cost(path)[name]
+                found[role][item].append(gradients.read_features(path))
+        if not self.options.project_dim:
+            gradients.shrink(found["train"], found["validation"])
+        tokens = sum(len(row["input_ids"]) for part in rows.values() for row in part)
+        costs["flops"] = 6 * tokens * model.num_parameters(exclude_embeddings=True)  # as the trainer counts
+        log.info("gradients of %d rows, %.1f s", sum(map(len, rows.values())), costs["seconds"])
+        return Fits(found["train"], found["validation"], self.options.fit,
+                    getattr(self.data_args, "mixing", "proportional"),
+                    getattr(self.data_args, "mixing_temperature", 1.0)), costs
+
+    @staticmethod
+    def _sample(sets, rows, first, seed: int, most: int) -> Iterator[tuple[list[dict], bool]]:
+        """Batches of training rows of all items, as many of each as of any other."""
+        from src import gradients
+
+        train = [entry for role, _, entry in sets if role == "train"]
+        for entry in train:
+            part = rows[id(entry)]
+            count = min(len(part), -(-gradients.SAMPLE // len(train)))
+            drawn = random.Random(f"scales {seed}").sample(part, count)
+            for batch in itertools.batched(drawn, most) if hasattr(itertools, "batched") else (
+                    drawn[i:i + most] for i in range(0, count, most)):
+                yield list(batch), first[id(entry)]
+
+    def _fit(self, fits: Fits, costs: dict, start, data) -> str:
+        """Predict all subsets and write their rows; return the name of the part."""
+        from src.experiment import short_hash
+
+        began, cpu = time.time(), time.process_time()
+        strength, how = self._strength(fits)
+        predicted = {members: fits.predict(members, [strength]) for members in self.plan}
+        costs["fits"] = {"seconds": time.time() - began, "cpu_seconds": time.process_time() - cpu, "flops": sum(
+            4 * part.features.size * (strength if fits.kind == "descent" else 100)
+            for members in self.plan for item in members for part in fits.train[item])}
+        record = start.describe(data)
+        name, items = f"estimate-s{start.args.seed}", {item.name: item for item in self.items}
+        options = {key: value for key, value in vars(self.options).items()
+                   if key in ("start_from", "project_dim", "fit", "strength")}
+        rows = []
+        for members, by_item in predicted.items():
+            for item_name in sorted(by_item, key=natural_order):
+                item, (loss, right) = items[item_name], by_item[item_name]
+                values = {"loss": loss[0]}
+                if all(template.answer_choices for template in item.templates):
+                    values |= {metric: right[0] for metric in ("exact_match", "accuracy") if metric in item.metrics}
+                rows += [{
+                    "run_id": name, "status": "estimated", "seed": start.args.seed, "item": item_name,
+                    "template": " ".join(t.name for t in item.templates),
+                    "template_hash": " ".join(t.hash for t in item.templates),
+                    "trained_on": " ".join(sorted(members, key=natural_order)), "split": "valid",
+                    "model": self.model_args.model_name_or_path, "metric": metric, "value": round(float(value), 6),
+                    "n_examples": sum(len(entry.dataset) for entry in data["validation"][item_name]), "steps": "",
+                    "seconds": round(costs["fits"]["seconds"] / len(self.plan), 4), "commit": record["commit"],
+                    "config_hash": short_hash([start.config_hash, options])} for metric, value in values.items()]
+        self.results.write_run(name, rows, record | {
+            "run_id": name, "status": "estimated", "estimate": vars(self.options) | {
+                "strength": strength, "chosen_by": how, "costs": costs, "subsets": len(self.plan),
+                "start": self.options.start_from or start.args.output_dir,
+                "calibrated_on": [" ".join(members) for members in sorted(self.truth)]}})
+        return name
+
+    # ---- how far the fits go ---------------------------------------------------------------------------------------
+
+    def _strength(self, fits: Fits) -> tuple[float, str]:
+        """The strength of the fits, and how it was chosen."""
+        unit = "steps" if fits.kind == "descent" else "x the largest curvature"
+        if self.options.strength is not None:
+            return self.options.strength, "given"
+        if not self.truth:
+            return self._scan(fits), "scan"
+        strengths = STEPS if fits.kind == "descent" else [1 / steps for steps in STEPS]
+        true, guesses = [], []
+        for members, losses in self.truth.items():
+            predicted = fits.predict(members, strengths)
+            for item, loss in losses.items():
+                true.append(loss)
+                guesses.append(predicted[item][0])
+        errors = [relative_error(np.array(true), np.array(of_strength)) for of_strength in zip(*guesses, strict=True)]
+        best = int(np.argmin(errors))
+        constant = relative_error(np.array(true), np.mean(true))
+        print(f"calibrated on {len(self.truth)} true subsets: {strengths[best]:.4g} {unit}, relative error of their loss "
+              f"{errors[best]:.1%} (constant guess {constant:.1%})")
+        if best in (0, len(strengths) - 1):
+            print(f"warning: that is the {'least' if best == 0 else 'most'} that is tried; these gradients do not follow "
+                  "the true trainings far", file=sys.stderr)
+        return strengths[best], "calibration"
+
+    def _scan(self, fits: Fits) -> float:
+        """Show clusters and evidence for each strength; return the one with the clearest structure."""
+        from rich.console import Console
+        from rich.table import Column, Table
+
+        strengths = SCANNED if fits.kind == "descent" else [1 / steps for steps in SCANNED]
+        table = Table("strength", "mean loss", "p", Column("clusters", overflow="fold"),
+                      title=f"no true subset in {self.true.folder} to calibrate on: a scan over --strength")
+        predicted = {members: fits.predict(members, strengths) for members in self.plan}
+        names, evidence = sorted(self.names, key=natural_order), []
+        for m, strength in enumerate(strengths):
+            total, count = np.zeros((len(names), len(names))), np.zeros((len(names), len(names)))
+            for members, losses in predicted.items():
+                for a in members:
+                    for b in members:
+                        total[names.index(a), names.index(b)] -= losses[a][0][m]
+                        count[names.index(a), names.index(b)] += a != b
+            with np.errstate(invalid="ignore"):
+                T = np.where(count > 0, total / count, np.nan)
+            mean = -np.nanmean(T) if count.any() else float("nan")
+            p, clusters = float("nan"), "-"
+            if len(names) > 2 and (count + np.eye(len(names)) > 0).all():
+                S = clustering.symmetric(T)
+                k = clustering.best_number(S, clustering.extend(S, np.full(len(S), -1)))
+                labels, _ = clustering.find_clusters(S, k)
+                p = clustering.permutation_test(T, 199, np.random.default_rng(self.args.seed))
+                clusters = " | ".join(" ".join(names[i] for i in np.flatnonzero(labels == c)) for c in range(k))
+            evidence.append(p)
+            table.add_row(f"{strength:.4g}", f"{mean:.4f}", f"{p:.3f}", clusters)
+        Console().print(table)
+        clearest = np.flatnonzero(np.nan_to_num(evidence, nan=1) == np.nanmin([*evidence, 1]))
+        best = strengths[clearest[len(clearest) // 2]]
+        print(f"taken: {best:.4g} (of those with the smallest p the middle one; --strength sets another). Only true "
+              "trainings tell how large the losses are: train some subsets into "
+              f"{self.true.folder} and give the same command again")
+        return best
+
+    def _say_what_next(self) -> None:
+        name = self.results.save_name
+        predicted = all(template.answer_choices for item in self.items for template in item.templates)
+        metric = "" if predicted else " --metric loss"
+        print(f"written: {len(self.plan)} estimated subsets in {self.results.runs_csv}. Next:\n"
+              f"  python -m src.cluster --save_name {name}{metric}\n"
+              f"  python -m src.estimate compare --save_name {self.true.save_name}")
+
+
+if __name__ == "__main__":
+    run_as_script(main)

@@ -1,0 +1,244 @@
+"""Per-example gradients against autograd, the projection, resumed collection, the small fits."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BartConfig, BartForConditionalGeneration
+
+from src import gradients
+from src.errors import InputError
+from src.gradients import Features, Gradients, Projection
+
+TINY = ROOT / "data/models/tiny-t5"
+
+
+def bart():
+    torch.manual_seed(0)
+    return BartForConditionalGeneration(BartConfig(
+        vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=32))
+
+
+def t5():
+    return AutoModelForSeq2SeqLM.from_pretrained(TINY, dtype=torch.float32)
+
+
+def lora():
+    import peft
+
+    torch.manual_seed(0)
+    model = peft.get_peft_model(t5(), peft.LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, init_lora_weights=False))
+    return model
+
+
+ROWS = [{"input_ids": [5, 9, 12, 7, 1], "labels": [8, 1]}, {"input_ids": [11, 4, 1], "labels": [20, 6, 1]},
+        {"input_ids": [30, 31, 32, 33, 34, 35, 1], "labels": [9, 1]}]
+
+
+def reference(model, row, first_token):
+    """Margin and its gradient by name, of one unpadded example, by plain autograd."""
+    model.zero_grad()
+    logits = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).logits[0]
+    log_p = logits.double().log_softmax(1)[range(len(row["labels"])), row["labels"]]
+    log_p = log_p[0] if first_token else log_p.sum()
+    margin = log_p - torch.log(1 - log_p.exp())
+    margin.backward()
+    return float(margin), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("first_token", [True, False])
+@pytest.mark.parametrize("make", [t5, lora, bart])
+def test_equal_to_autograd_one_by_one(make, first_token):
+    model = make().eval()
+    found, values = Gradients(model)(ROWS, first_token)
+    assert found.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    for i, row in enumerate(ROWS):
+        margin, expected = reference(model, row, first_token)
+        assert float(values[i, 0]) == pytest.approx(margin, abs=1e-4)
+        assert int(values[i, 2]) == len(row["labels"])
+        for name, gradient in expected.items():
+            scale = max(float(g.abs().max()) for g in expected.values())
+            assert torch.allclose(found[name][i], gradient, atol=1e-4 * scale), name
+
+
+def test_loss_of_the_other_tokens_completes_the_loss():
+    model = t5().eval()
+    _, values = Gradients(model)(ROWS, True)
+    for value, row in zip(values, ROWS, strict=True):
+        whole = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss
+        total = np.logaddexp(0, -float(value[0])) + float(value[1])
+        assert total / len(row["labels"]) == pytest.approx(float(whole), rel=1e-4)
+
+
+def test_nothing_to_train():
+    model = t5()
+    model.requires_grad_(False)
+    with pytest.raises(InputError, match="no parameter of the model takes a gradient"):
+        Gradients(model)
+
+
+def test_scales_are_those_of_adam():
+    """Known gradients: the scale is one over the root of their root mean square, over all parameters about 1."""
+    model = t5()
+    of_model = Gradients(model)
+    scales = of_model.scales([(ROWS, True)])
+    by_name, values = of_model(ROWS, True)
+    weight = torch.sigmoid(-values[:, 0])
+    squares = {n: (g * weight.view(-1, *[1] * (g.dim() - 1))).square().sum(0) for n, g in by_name.items()}
+    mean = sum(float(s.sum()) for s in squares.values()) / sum(s.numel() for s in squares.values())
+    name = "decoder.final_layer_norm.weight"
+    assert torch.allclose(scales[name], ((squares[name] / mean).sqrt() + gradients.FLOOR).rsqrt(), rtol=1e-4)
+    model.requires_grad_(False)
+    model.shared.weight.requires_grad_(True)
+    model.lm_head.weight.data.zero_()  # tied to the embedding: nothing depends on anything
+    with pytest.raises(InputError, match="gradients of the model are zero"):
+        Gradients(model).scales([(ROWS, True)])
+
+
+# ---- projection ----------------------------------------------------------------------------------------------------
+
+
+def random_gradients(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"a": (70, 90), "b": (3,), "c": (1000,)}
+    return {name: torch.randn(count, *shape, generator=generator) for name, shape in shapes.items()}
+
+
+def test_projection_keeps_inner_products():
+    of = random_gradients(8, 0)
+    parameters = {name: value[0] for name, value in of.items()}
+    exact = Projection(parameters, 0, 0)(of)
+    assert exact.shape == (8, 70 * 90 + 3 + 1000)
+    errors = []
+    for seed in range(20):
+        found = Projection(parameters, 200, seed)(of)
+        assert found.shape == (8, 200)
+        errors.append((found @ found.T - exact @ exact.T) / exact.shape[1])
+    errors = torch.stack(errors)
+    # each error has a standard deviation of about sqrt(1 / 200) = .07, their mean over 20 seeds .016
+    assert errors.mean(0).abs().max() < 0.07
+    assert 0.04 < errors.std() < 0.1
+
+
+def test_projection_has_a_seed_and_scales():
+    of = random_gradients(2, 0)
+    parameters = {name: value[0] for name, value in of.items()}
+    assert torch.equal(Projection(parameters, 50, 3)(of), Projection(parameters, 50, 3)(of))
+    assert not torch.equal(Projection(parameters, 50, 3)(of), Projection(parameters, 50, 4)(of))
+    scales = {name: torch.full_like(value, 2.0) for name, value in parameters.items()}
+    assert torch.allclose(Projection(parameters, 50, 3, scales)(of), 2 * Projection(parameters, 50, 3)(of))
+
+
+def test_exact_gradients_shrink_to_the_same_inner_products():
+    rng = np.random.default_rng(0)
+
+    def part(count):
+        return Features(np.zeros(count), np.zeros(count), np.ones(count), rng.normal(size=(count, 500)))
+
+    train, valid = {"a": [part(5)], "b": [part(6), part(4)]}, {"a": [part(7)], "b": [part(3)]}
+    rows = np.concatenate([p.features for parts in train.values() for p in parts])
+    other = valid["b"][0].features
+    gradients.shrink(train, valid)
+    small = np.concatenate([p.features for parts in train.values() for p in parts])
+    assert small.shape == (15, 15)
+    np.testing.assert_allclose(small @ small.T, rows @ rows.T, atol=1e-2)
+    np.testing.assert_allclose(valid["b"][0].features @ small.T, other @ rows.T, atol=1e-2)
+
+
+# ---- collection ----------------------------------------------------------------------------------------------------
+
+
+def test_broken_off_and_resumed(tmp_path):
+    of_model = Gradients(t5())
+    projection = Projection(of_model.parameters, 16, 0)
+    rows = ROWS * 4
+    whole, broken = tmp_path / "whole.npy", tmp_path / "broken.npy"
+    assert sum(gradients.collect(whole, rows, True, of_model, projection, 2)) == len(rows)
+    collecting = gradients.collect(broken, rows, True, of_model, projection, 2)
+    assert [next(collecting) for _ in range(3)] == [0, 2, 2]
+    collecting.close()  # as a kill would end it: the rest of the array is still zero
+    assert gradients.cost(broken)["done"] == 4
+    assert list(gradients.collect(broken, rows, True, of_model, projection, 2)) == [4, 2, 2, 2, 2]
+    assert np.array_equal(np.load(whole), np.load(broken))
+    assert list(gradients.collect(broken, rows, True, of_model, projection, 2)) == [len(rows)]
+    features = gradients.read_features(whole)
+    assert features.features.shape == (12, 16)
+    assert features.tokens[:3].tolist() == [2, 3, 2]
+    assert json.loads(whole.with_suffix(".json").read_text())["cpu_seconds"] > 0
+
+
+def test_no_finite_number(tmp_path):
+    model = t5()
+    model.shared.weight.data[5] = torch.nan
+    of_model = Gradients(model)
+    collecting = gradients.collect(tmp_path / "x.npy", ROWS, True, of_model, Projection(of_model.parameters, 8, 0), 1)
+    with pytest.raises(InputError, match="no finite number"):
+        list(collecting)
+    assert gradients.cost(tmp_path / "x.npy")["done"] == 0
+
+
+def test_first_token_decides_only_where_it_tells_choices_apart():
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+
+    def decides(choices):
+        return gradients.first_token_decides(SimpleNamespace(template=SimpleNamespace(answer_choices=choices)), tokenizer)
+
+    assert decides(("red", "green"))
+    assert not decides(("red words", "red"))  # both begin with the token of red
+    assert not decides(())
+    assert not decides("options")  # made of the row
+
+
+# ---- fits ----------------------------------------------------------------------------------------------------------
+
+
+def planted(count, w, rng, shift=0.0):
+    """Examples whose true move is w: margins after it are right for most."""
+    phi = rng.normal(size=(count, len(w)))
+    phi *= np.where(rng.random(count) < 1 / (1 + np.exp(-phi @ w)), 1, -1)[:, None]
+    return Features(np.full(count, shift), np.zeros(count), np.ones(count), phi.astype(np.float32))
+
+
+def loss(part, w):
+    return np.logaddexp(0, -(part.margins + part.features @ w)).mean()
+
+
+def test_descent_goes_down_to_the_minimum():
+    rng = np.random.default_rng(0)
+    parts = [planted(200, np.array([1.0, -1, 0.5, 0]), rng, 0.3), planted(100, np.array([1.0, -1, 0, 0.5]), rng)]
+    rate = gradients.step_size(parts)
+    path = gradients.descend(parts, [0.5, 0.5], rate, [1, 3, 10, 2000])
+    losses = [np.mean([loss(part, w) for part in parts]) for w in path]
+    assert losses == sorted(losses, reverse=True)
+    lowest = gradients.ridge(parts, [0.5, 0.5], [1e-9])[0]
+    np.testing.assert_allclose(path[-1], lowest, atol=1e-3)
+    first = rate * np.mean([(part.features * (1 / (1 + np.exp(part.margins)))[:, None]).mean(0) for part in parts], 0)
+    np.testing.assert_allclose(path[0], first, rtol=1e-4)
+
+
+def test_weights_of_the_items_count():
+    rng = np.random.default_rng(0)
+    parts = [planted(200, np.array([2.0]), rng), planted(50, np.array([-2.0]), rng)]
+    rate = gradients.step_size(parts)
+    assert gradients.descend(parts, [1, 0], rate, [100])[0] > 0 > gradients.descend(parts, [0, 1], rate, [100])[0]
+
+
+def test_a_stronger_penalty_moves_less():
+    rng = np.random.default_rng(0)
+    part = planted(300, np.array([1.0, -1]), rng)
+    weak, strong = gradients.ridge([part], [1], [0.01, 1.0])
+    assert np.linalg.norm(strong) < np.linalg.norm(weak)
+    slope = 1.0 * strong - part.features.T @ (1 / (1 + np.exp(part.margins + part.features @ strong))) / 300
+    assert np.abs(slope).max() < 1e-3
+
+
+def test_prediction_of_loss_and_right_answers():
+    part = Features(np.array([1.0, -1.0]), np.array([0.5, 0.0]), np.array([2.0, 1.0]), np.array([[1.0], [1.0]]))
+    losses, right = gradients.predict(part, np.array([[0.0], [2.0]]))
+    softplus = np.log1p(np.exp([-1.0, 1.0])).sum()
+    np.testing.assert_allclose(losses, [(softplus + 0.5) / 3, (np.log1p(np.exp([-3.0, -1.0])).sum() + 0.5) / 3])
+    assert right.tolist() == [0.5, 1.0]
