@@ -31,6 +31,7 @@ FORMAT = 1  # of the stored arrays
 COLUMNS = 3  # of a stored row, before its features: margin, loss of the other target tokens, target tokens
 BLOCK = 64  # the projection sums that many stretches of parameters before it shuffles their coordinates
 SAMPLE = 256  # training rows from which the scale of each parameter's gradient is estimated
+TAKES_EMBEDDED = ("t5", "mt5", "umt5")  # model types whose embedded tokens may be given in place of their ids
 FLOOR = 1e-3  # of that scale, relative to its root mean square: Adam's epsilon
 
 
@@ -63,6 +64,24 @@ def first_token_decides(prepared: "Prepared", tokenizer) -> bool:
     return len(set(first)) == len(first)
 
 
+@dataclass(frozen=True)
+class PerExample:
+    """Gradients of b examples: whole (b, *shape) by parameter; and of an embedding only the rows of the tokens that an
+    example holds, by parameter: (token ids (b, l), gradients (b, l, width)), to be added where a token repeats."""
+
+    whole: dict[str, torch.Tensor]
+    rows: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    sizes: dict[str, torch.Size]  # of all parameters
+
+    def of(self, i: int) -> dict[str, torch.Tensor]:
+        """The gradient of one example, by parameter, as autograd would give it."""
+        found = {name: value[i] for name, value in self.whole.items()}
+        for name, (ids, values) in self.rows.items():
+            gradient = found[name].clone() if name in found else values.new_zeros(self.sizes[name])
+            found[name] = gradient.index_add_(0, ids[i], values[i])
+        return {name: found[name] for name in self.sizes}
+
+
 class Gradients:
     """Per-example gradients of the margin of `model`, vectorised over the examples of a batch.
 
@@ -74,9 +93,16 @@ class Gradients:
         self.model.set_attn_implementation("eager")  # the fused one has no rule for vmap and falls back to a loop
         self.parameters = trained_parameters(model)
         self.device = next(iter(self.parameters.values())).device
+        self.sizes = {name: value.shape for name, value in self.parameters.items()}
+        # An embedding's gradient is nearly all zeros: where the model takes embedded tokens, only what is not is made.
+        weight = model.get_input_embeddings().weight
+        names = [name for name, value in model.named_parameters() if value is weight and name in self.parameters]
+        self.embedding = names[0] if names and model.config.model_type in TAKES_EMBEDDED else None
+        tied = model.get_output_embeddings().weight is weight
+        self._whole = {name: value for name, value in self.parameters.items() if tied or name != self.embedding}
 
-    def __call__(self, batch: Sequence[dict], first_token: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Gradients by parameter, (b, *shape) each, and (b, 3): margin, loss of the other tokens, target tokens.
+    def __call__(self, batch: Sequence[dict], first_token: bool) -> tuple[PerExample, torch.Tensor]:
+        """Gradients, and (b, 3): margin, loss of the other target tokens, number of target tokens.
 
         Args:
             batch: rows with input_ids and labels.
@@ -85,10 +111,16 @@ class Gradients:
         ids, mask = self._padded([row["input_ids"] for row in batch], 0)
         labels, given = self._padded([row["labels"] for row in batch], -100)
         blocked = (~mask).float()[:, None, None, :] * torch.finfo(torch.float32).min
+        shifted, inputs = None, {"input_ids": ids, "labels": labels}
+        if self.embedding:
+            shifted = self.model.prepare_decoder_input_ids_from_labels(labels)
+            with torch.no_grad():
+                embed = self.model.get_input_embeddings()
+                inputs = {"inputs_embeds": embed(ids), "decoder_inputs_embeds": embed(shifted)}
 
-        def margin(parameters, ids, blocked, labels):
+        def margin(parameters, inputs, blocked, labels):
             logits = functional_call(self.model, parameters, (), {
-                "input_ids": ids[None], "attention_mask": blocked[None], "labels": labels[None],
+                **{name: value[None] for name, value in inputs.items()}, "attention_mask": blocked[None],
                 "use_cache": False}).logits[0].float()
             target = labels.clamp(min=0)[:, None]
             chosen = logits.gather(1, target)[:, 0]
@@ -101,8 +133,13 @@ class Gradients:
                 f, rest = -total - torch.log(-torch.expm1(-total)), torch.zeros_like(total)
             return f, torch.stack([f, rest])
 
-        gradients, values = vmap(grad(margin, has_aux=True), (None, 0, 0, 0))(self.parameters, ids, blocked, labels)
-        return gradients, torch.cat([values, given.sum(1, keepdim=True)], 1)
+        taken = grad(margin, (0, 1) if self.embedding else 0, has_aux=True)
+        found, values = vmap(taken, (None, 0, 0, 0))(self._whole, inputs, blocked, labels)
+        rows = {}
+        if self.embedding:
+            found, embedded = found
+            rows[self.embedding] = torch.cat([ids, shifted], 1), torch.cat(list(embedded.values()), 1)
+        return PerExample(found, rows, self.sizes), torch.cat([values, given.sum(1, keepdim=True)], 1)
 
     def _padded(self, rows: Sequence[Sequence[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
         width = max(map(len, rows))
@@ -116,13 +153,13 @@ class Gradients:
         Adam divides the step by the root mean square r of the gradient; in the inner product of two gradients each of
         them is divided by the root of r. r is taken over the loss of the examples of `batches`.
         """
-        squares, count = {name: torch.zeros_like(value) for name, value in self.parameters.items()}, 0
+        squares = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
         for batch, first_token in batches:
             gradients, values = self(batch, first_token)
             weight = torch.sigmoid(-values[:, 0])  # the loss log(1 + exp(-f)) changes by -(1 - p) times the margin
-            for name, gradient in gradients.items():
-                squares[name] += torch.einsum("b...,b->...", gradient.square(), weight.square())
-            count += len(batch)
+            for i in range(len(batch)):
+                for name, gradient in gradients.of(i).items():
+                    squares[name].addcmul_(gradient, gradient, value=float(weight[i]) ** 2)
         mean = sum(float(value.sum()) for value in squares.values()) / sum(v.numel() for v in squares.values())
         if not 0 < mean < float("inf"):
             raise InputError("--start_from: the gradients of the model are "
@@ -157,12 +194,20 @@ class Projection:
             weight = weight.to(value.device)
             self.weights[name] = weight if scales is None else weight * scales[name].flatten()
 
-    def __call__(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
-        """(b, dim) of gradients by name, (b, *shape) each."""
-        scaled = {name: gradient.flatten(1) * self.weights[name] for name, gradient in gradients.items()}
+    def __call__(self, gradients: PerExample) -> torch.Tensor:
+        """(b, dim), or (b, number of parameters) with `dim` 0."""
         if not self.dim:
-            return torch.cat(list(scaled.values()), 1)
-        return sum(self._sketch(values, self.places[name]) for name, values in scaled.items())
+            count = len(next(iter(gradients.whole.values())))
+            return torch.stack([torch.cat([(self.weights[name] * gradient.flatten()) for name, gradient
+                                           in gradients.of(i).items()]) for i in range(count)])
+        found = sum(self._sketch(gradient.flatten(1) * self.weights[name], self.places[name])
+                    for name, gradient in gradients.whole.items())
+        for name, (ids, values) in gradients.rows.items():
+            places = ids[..., None] * values.shape[2] + torch.arange(values.shape[2], device=ids.device)
+            values = values * self.weights[name][places]
+            places = self.places[name].flatten()[places // (BLOCK * self.dim) * self.dim + places % self.dim]
+            found.scatter_add_(1, places.flatten(1), values.flatten(1))
+        return found
 
     def _sketch(self, values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         # Parameter i of a block goes to coordinate i modulo dim, shuffled by block: no scattered writes.
@@ -170,7 +215,8 @@ class Projection:
         whole = values.shape[1] // size * size
         tail = torch.nn.functional.pad(values[:, whole:], (0, -values.shape[1] % size))
         blocks = [part.view(len(values), -1, BLOCK, self.dim).sum(2) for part in (values[:, :whole], tail)]
-        return torch.cat(blocks, 1).gather(2, places.expand(len(values), -1, -1)).sum(1)
+        sums = torch.cat(blocks, 1)
+        return torch.zeros_like(sums).scatter_(2, places.expand_as(sums), sums).sum(1)
 
 
 # ---- collection ----------------------------------------------------------------------------------------------------
@@ -209,8 +255,7 @@ def collect(path: Path, rows: Sequence[dict], first_token: bool, gradients: Grad
         while state["done"] < len(rows):
             done = state["done"]
             batch = [rows[i] for i in range(done, min(done + batch_size, len(rows)))]
-            by_name, values = gradients(batch, first_token)
-            found = torch.cat([values, projection(by_name)], 1).cpu().numpy()
+            found = _projected(gradients, projection, batch, first_token)
             if not np.isfinite(found).all():
                 raise InputError(f"{path.stem}: a gradient is no finite number; the training that led to this model "
                                  "broke down: lower --learning_rate, or give another --start_from")
@@ -222,6 +267,12 @@ def collect(path: Path, rows: Sequence[dict], first_token: bool, gradients: Grad
             start, cpu = time.time(), time.process_time()
             write_whole(path.with_suffix(".json"), json.dumps(state))
             yield len(batch)
+
+
+def _projected(gradients: Gradients, projection: Projection, batch: Sequence[dict], first_token: bool) -> np.ndarray:
+    # A function of its own, so that one batch's gradients are freed before the next one's are taken.
+    by_name, values = gradients(batch, first_token)
+    return torch.cat([values, projection(by_name)], 1).cpu().numpy()
 
 
 def cost(path: Path) -> dict:

@@ -7,11 +7,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BartConfig, BartForConditionalGeneration
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from src import gradients
 from src.errors import InputError
-from src.gradients import Features, Gradients, Projection
+from src.gradients import Features, Gradients, PerExample, Projection
 
 TINY = ROOT / "data/models/tiny-t5"
 
@@ -25,6 +32,12 @@ def bart():
 
 def t5():
     return AutoModelForSeq2SeqLM.from_pretrained(TINY, dtype=torch.float32)
+
+
+def untied():
+    torch.manual_seed(0)
+    return T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4,
+                                               decoder_start_token_id=0, tie_word_embeddings=False))
 
 
 def lora():
@@ -51,18 +64,18 @@ def reference(model, row, first_token):
 
 
 @pytest.mark.parametrize("first_token", [True, False])
-@pytest.mark.parametrize("make", [t5, lora, bart])
+@pytest.mark.parametrize("make", [t5, untied, lora, bart])
 def test_equal_to_autograd_one_by_one(make, first_token):
     model = make().eval()
     found, values = Gradients(model)(ROWS, first_token)
-    assert found.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert found.sizes.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     for i, row in enumerate(ROWS):
         margin, expected = reference(model, row, first_token)
         assert float(values[i, 0]) == pytest.approx(margin, abs=1e-4)
         assert int(values[i, 2]) == len(row["labels"])
         for name, gradient in expected.items():
             scale = max(float(g.abs().max()) for g in expected.values())
-            assert torch.allclose(found[name][i], gradient, atol=1e-4 * scale), name
+            assert torch.allclose(found.of(i)[name], gradient, atol=1e-4 * scale), name
 
 
 def test_loss_of_the_other_tokens_completes_the_loss():
@@ -88,7 +101,9 @@ def test_scales_are_those_of_adam():
     scales = of_model.scales([(ROWS, True)])
     by_name, values = of_model(ROWS, True)
     weight = torch.sigmoid(-values[:, 0])
-    squares = {n: (g * weight.view(-1, *[1] * (g.dim() - 1))).square().sum(0) for n, g in by_name.items()}
+    squares = {}
+    for i in range(len(ROWS)):
+        squares = {n: squares.get(n, 0) + (g * weight[i]).square() for n, g in by_name.of(i).items()}
     mean = sum(float(s.sum()) for s in squares.values()) / sum(s.numel() for s in squares.values())
     name = "decoder.final_layer_norm.weight"
     assert torch.allclose(scales[name], ((squares[name] / mean).sqrt() + gradients.FLOOR).rsqrt(), rtol=1e-4)
@@ -105,12 +120,13 @@ def test_scales_are_those_of_adam():
 def random_gradients(count, seed):
     generator = torch.Generator().manual_seed(seed)
     shapes = {"a": (70, 90), "b": (3,), "c": (1000,)}
-    return {name: torch.randn(count, *shape, generator=generator) for name, shape in shapes.items()}
+    whole = {name: torch.randn(count, *shape, generator=generator) for name, shape in shapes.items()}
+    return PerExample(whole, {}, {name: value.shape[1:] for name, value in whole.items()})
 
 
 def test_projection_keeps_inner_products():
     of = random_gradients(8, 0)
-    parameters = {name: value[0] for name, value in of.items()}
+    parameters = {name: value[0] for name, value in of.whole.items()}
     exact = Projection(parameters, 0, 0)(of)
     assert exact.shape == (8, 70 * 90 + 3 + 1000)
     errors = []
@@ -126,11 +142,22 @@ def test_projection_keeps_inner_products():
 
 def test_projection_has_a_seed_and_scales():
     of = random_gradients(2, 0)
-    parameters = {name: value[0] for name, value in of.items()}
+    parameters = {name: value[0] for name, value in of.whole.items()}
     assert torch.equal(Projection(parameters, 50, 3)(of), Projection(parameters, 50, 3)(of))
     assert not torch.equal(Projection(parameters, 50, 3)(of), Projection(parameters, 50, 4)(of))
     scales = {name: torch.full_like(value, 2.0) for name, value in parameters.items()}
     assert torch.allclose(Projection(parameters, 50, 3, scales)(of), 2 * Projection(parameters, 50, 3)(of))
+
+
+def test_rows_of_an_embedding_are_projected_as_the_whole():
+    of_model = Gradients(t5())
+    found, _ = of_model([*ROWS, {"input_ids": [5, 5, 5, 1], "labels": [5, 1]}], False)
+    assert found.rows
+    whole = {name: torch.stack([found.of(i)[name] for i in range(4)]) for name in found.sizes}
+    for dim in (0, 16, 400):
+        projection = Projection(of_model.parameters, dim, 0)
+        one, other = projection(found), projection(PerExample(whole, {}, found.sizes))
+        assert torch.allclose(one, other, atol=1e-4 * float(other.abs().max()))
 
 
 def test_exact_gradients_shrink_to_the_same_inner_products():
