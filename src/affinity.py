@@ -22,6 +22,7 @@ from src.tasks import load_task, task_names
 
 NOT_A_SCORE = ("gen_len",)  # neither higher nor lower is better
 RUN_COLUMNS = ("run_id", "status", "seed", "item", "trained_on", "split", "metric", "value")
+SCORED = ("completed", "estimated")  # statuses of runs that have scores
 FEW_MISSING = 0.2  # up to this share of missing pairs is a warning
 MOST_NAMED = 4  # settings in one error line
 
@@ -41,15 +42,17 @@ def results_file(folder: str | Path, split: str = "valid") -> Path:
     return found[0]
 
 
-def read_scores(folder: str | Path, split: str = "valid", config_hash: str | None = None):
+def read_scores(folder: str | Path, split: str = "valid", config_hash: str | None = None,
+                statuses: tuple[str, ...] = SCORED):
     """The scores of each item after each subset, as a data frame with a row per (trained_on, item, metric).
 
     Columns: trained_on (item names, sorted, separated by spaces), item, metric, value (mean over seeds), variance (of
     that mean; NaN with one seed), runs, estimated. Files of users from before `runs` and `config_hash` are read as
-    well. A true score goes before an estimated one.
+    well. Of the `statuses` that count, a true score (completed) goes before an estimated one.
     """
     path = results_file(folder, split)
-    scores = _read_runs(path, split, config_hash) if path.name == "runs.csv" else _read_wide(path, config_hash)
+    scores = (_read_runs(path, split, config_hash, statuses) if path.name == "runs.csv"
+              else _read_wide(path, config_hash))
     if scores.empty:
         raise InputError(f"{path}: no scores of split '{split}'")
     scores["trained_on"] = [" ".join(sorted(names.split())) for names in scores["trained_on"]]
@@ -129,12 +132,12 @@ def _reject_duplicates(path: Path, frame, keys: list[str]) -> None:
                          + ", ".join(f"{key} '{frame.loc[line, key]}'" for key in keys) + "; remove one of them")
 
 
-def _read_runs(path: Path, split: str, config_hash: str | None):
+def _read_runs(path: Path, split: str, config_hash: str | None, statuses: tuple[str, ...]):
     frame = _read_csv(path, RUN_COLUMNS)
-    frame = frame[frame["status"].isin(["completed", "estimated"])]
+    frame = frame[frame["status"].isin(statuses)]
     splits = set(frame["split"])
     if split not in splits:
-        raise InputError(f"{path}: no completed run has scores of split '{split}'{_other_splits(splits)}")
+        raise InputError(f"{path}: no {statuses[0]} run has scores of split '{split}'{_other_splits(splits)}")
     frame = frame[frame["split"] == split]
     frame = _one_setting(path, frame, ["status", "trained_on", "item", "metric"], config_hash)
     _reject_duplicates(path, frame, ["run_id", "trained_on", "item", "metric"])
@@ -354,3 +357,25 @@ def compare_trainings(scores, clusters: list[list[str]]):
                 row[kind], row[f"{kind}_se"] = (score.value, np.sqrt(score.variance)) if score else (np.nan, np.nan)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def rank_subsets(scores, by: str) -> list[str]:
+    """The subsets of estimated, `oriented` scores, as trained_on has them, those that matter most first.
+
+    Args:
+        by: value, the mean over the members of their score in standard deviations from the item's mean; or
+            uncertainty, the mean over the members of the variance over seeds, relative to that over subsets.
+
+    Raises:
+        InputError: by uncertainty, where there is one seed.
+    """
+    groups = scores.groupby("item")["value"]
+    if by == "value":
+        worth = (scores["value"] - groups.transform("mean")) / groups.transform("std").replace(0, np.nan)
+    else:
+        if scores["variance"].isna().any():
+            raise InputError("--rank_by uncertainty: these estimates are of one seed; estimate again with --runs 2 or "
+                             "more")
+        worth = scores["variance"] / groups.transform("var").replace(0, np.nan)
+    means = worth.fillna(0).groupby(scores["trained_on"]).mean()
+    return list(means.sort_index().sort_values(ascending=False, kind="stable").index)

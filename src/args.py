@@ -141,8 +141,8 @@ class EstimateArguments:
     strength: float | None = flag(
         None, "Number of steps of --fit descent, or penalty of --fit ridge (default: by --calibrate).")
     calibrate: int = flag(
-        5, "Choose the strength on that many subsets that the sweep of --save_name has truly trained; without any, scan "
-        "over the strengths and take the one that shows the clearest structure.")
+        5, "Choose the strength on that many subsets that the sweep of --save_name has truly trained; without any, "
+        "scan over the strengths and take the one that shows the clearest structure.")
     min_task_num: int = flag(2, "Smallest subset to estimate.")
     max_task_num: int | None = flag(None, "Largest subset to estimate (default: --min_task_num).")
     num_samples: int | None = flag(None, "Number of subsets to estimate, drawn by --seed (default: all).")
@@ -154,7 +154,8 @@ class EstimateArguments:
         for name, least in (("project_dim", 0), ("calibrate", 0), ("min_task_num", 1), ("num_samples", 1)):
             if getattr(self, name) is not None:
                 at_least(name, getattr(self, name), least)
-        if self.strength is not None and (self.strength <= 0 or self.fit == "descent" and self.strength % 1):
+        if self.strength is not None and (
+                self.strength <= 0 or (self.fit == "descent" and self.strength % 1)):
             raise InputError(f"--strength {self.strength:g} must be " + (
                 "a whole number of steps, 1 or more" if self.fit == "descent" else "above 0"))
 
@@ -254,7 +255,8 @@ class _Parser(OneLineErrors, HfArgumentParser):
     """HfArgumentParser with errors of one line."""
 
 
-def parse(data_class: type[DataArguments], description: str, arguments: list[str] | None = None, more: tuple = ()):
+def parse(data_class: type[DataArguments], description: str, arguments: list[str] | None = None,
+          more: tuple[type, ...] = ()):
     """Parse the command line.
 
     Args:
@@ -264,7 +266,8 @@ def parse(data_class: type[DataArguments], description: str, arguments: list[str
         arguments: the command line (default: this process's).
 
     Returns:
-        (data_class, ModelArguments, ResultArguments, TrainingArguments, *more), each checked as far as flags alone allow.
+        (data_class, ModelArguments, ResultArguments, TrainingArguments, *more), each checked as far as flags alone
+        allow.
 
     Raises:
         InputError: a value that is not allowed. SystemExit(2): a flag that is missing, unknown or of the wrong type.

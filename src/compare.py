@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from src import DEFAULT_TASK_DIR, affinity, clustering, plots
-from src.errors import InputError, OneLineErrors, did_you_mean
+from src.errors import InputError, OneLineErrors
 
 MANY = 1000  # subsets to which the share of the cost is extrapolated
 
@@ -59,11 +59,8 @@ def main(arguments: list[str]) -> int:
 
 def _scores(folder: Path, args: argparse.Namespace, estimated: bool):
     """The oriented scores of one folder, true or estimated ones only."""
-    scores = affinity.read_scores(folder, config_hash=None if estimated else args.config_hash)
-    scores = scores[scores["estimated"] == estimated]
-    if scores.empty:
-        near = did_you_mean(args.save_name, [path.name for path in folder.parent.glob("*/")])
-        raise InputError(f"{folder}: holds no {'estimated' if estimated else 'completed'} run; {near}")
+    scores = affinity.read_scores(folder, config_hash=None if estimated else args.config_hash,
+                                  statuses=("estimated",) if estimated else ("completed",))
     return affinity.oriented(scores, args.metric, args.task_dir)
 
 
@@ -86,7 +83,7 @@ def agreement(unseen, both, seed: int) -> dict:
 
     Returns:
         relative_error, constant (the best single number as guess), ceiling (expected error of another mean over as
-        many seeds; None with one seed), pearson and spearman (means over rows of the affinity matrix), likeness
+        many seeds, None with one), pearson and spearman (means over rows of the affinity matrix), likeness
         (adjusted Rand index of the clusters), p_values, clusters; None where not defined.
     """
     from scipy import stats
@@ -119,7 +116,8 @@ def clusters(found: affinity.Affinity, seed: int) -> dict | None:
     S = clustering.symmetric(found.T)
     k = clustering.best_number(S, clustering.extend(S, np.full(len(S), -1)))
     labels, _ = clustering.find_clusters(S, k, seed=seed)
-    return {"labels": labels.tolist(), "p_value": clustering.permutation_test(found.T, 199, np.random.default_rng(seed)),
+    p = clustering.permutation_test(found.T, 199, np.random.default_rng(seed))
+    return {"labels": labels.tolist(), "p_value": p,
             "clusters": [[found.items[i] for i in np.flatnonzero(labels == c)] for c in range(k)]}
 
 
@@ -168,20 +166,20 @@ def show(args: argparse.Namespace, record: dict, result: dict, calibrated: int) 
     console = Console()
     table = Table("", "estimate", "constant guess", "another true sweep", title=f"{args.metric}: {result['scores']} "
                   f"scores of subsets that were not calibrated on ({calibrated} were)")
-    table.add_row("relative error (squares)", number(result["relative_error"], ".1%"), number(result["constant"], ".1%"),
+    table.add_row("relative error", number(result["relative_error"], ".1%"), number(result["constant"], ".1%"),
                   number(result["ceiling"], ".1%"))
-    table.add_row("Pearson correlation within rows", number(result["pearson"], ".2f"), "0", "")
-    table.add_row("Spearman correlation within rows", number(result["spearman"], ".2f"), "0", "")
+    table.add_row("Pearson within rows", number(result["pearson"], ".2f"), "0", "")
+    table.add_row("Spearman within rows", number(result["spearman"], ".2f"), "0", "")
     console.print(table)
     for name in ("true", "estimated"):
         if result[name]:
             lines = " | ".join(" ".join(cluster) for cluster in result[name]["clusters"])
-            console.print(f"{name} clusters (p = {result[name]['p_value']:.3g}): {lines}", highlight=False, soft_wrap=True)
+            console.print(f"{name} clusters (p = {result[name]['p_value']:.3g}): {lines}", highlight=False,
+                          soft_wrap=True)
     print("clusters not compared: pairs are missing, or there are fewer than three items" if result["likeness"] is None
           else f"likeness of the clusters: adjusted Rand index {result['likeness']:.2f}")
-    table = Table("cost", "true runs", "first training", "gradients", "fits", "estimate / true",
-                  f"for {MANY} subsets", title=f"{result['costs']['subsets']} subsets, "
-                  f"{result['costs']['true_runs']} true runs")
+    table = Table("cost", "true", "first training", "gradients", "fits", "share", f"of {MANY:,}",
+                  title=f"{result['costs']['subsets']} subsets, {result['costs']['true_runs']} true runs")
     for name, label, how in (("seconds", "seconds", ".1f"), ("cpu_seconds", "CPU seconds", ".1f"),
                              ("flops", "FLOPs", ".3g")):
         row = result["costs"][name]

@@ -14,7 +14,6 @@ An estimate says most about trainings that start where its gradients were taken:
 import copy
 import functools
 import gc
-import itertools
 import json
 import random
 import shutil
@@ -26,9 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
-from src import affinity, clustering, subsets
-from src.compare import relative_error
-from src.errors import InputError, run_as_script
+from src import affinity, subsets
+from src.compare import clusters, relative_error
+from src.errors import InputError, run_as_script, warn
 from src.names import natural_order
 from src.results import Results, check_name
 from src.subsets import Space, Subset
@@ -82,14 +81,14 @@ def plan(names: Sequence[str], options, seed: int, task: str | None) -> list[Sub
     space = Space(subsets.subset(names), options.min_task_num, largest)
     if options.num_samples is None:
         if space.possible() > MANY:
-            raise InputError(f"--num_samples is missing: there are {space.possible()} subsets of {options.min_task_num} "
-                             f"to {largest} items")
+            raise InputError(f"--num_samples is missing: there are {space.possible()} subsets of "
+                             f"{options.min_task_num} to {largest} items")
         return list(space.combinations())
     return subsets.draw(space, options.num_samples, seed)
 
 
 def true_losses(folder: Path, names: Sequence[str], config_hash: str | None) -> dict[Subset, dict[str, float]]:
-    """Validation loss of each item after each subset of `names` that was truly trained; none where there is no sweep."""
+    """Validation loss of each item after each truly trained subset of `names`; none where there is no sweep."""
     if not (folder / "runs.csv").exists() and not (folder / f"{folder.name}_valid.csv").exists():
         return {}
     scores = affinity.read_scores(folder, config_hash=config_hash)
@@ -168,18 +167,18 @@ class Estimate:
 
     def run(self) -> int:
         from src.data import Preparer
-        from src.experiment import report_data
-        from src.trainer import load_tokenizer
+        from src.experiment import Run, prepare_data, report_data
+        from src.trainer import check_checkpoint, load_tokenizer
 
         tokenizer = load_tokenizer(self.model_args, self.data_args.cache_dir)
+        if self.options.start_from:
+            check_checkpoint(self.model_args, self.data_args.cache_dir, len(tokenizer), self.options.start_from)
         preparer = Preparer(tokenizer, self.data_args.cache_dir, self.data_args.max_source_length,
                             self.data_args.max_target_length, self.data_args.overwrite_cache)
         written = []
         for seed in range(self.args.seed, self.args.seed + self.runs):
             args = copy.copy(self.args)
             args.seed = seed
-            from src.experiment import Run, prepare_data
-
             data, selections = prepare_data(self.items, preparer, self.data_args, args)
             if seed == self.args.seed:
                 report_data(data)
@@ -235,8 +234,8 @@ class Estimate:
         free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
         count = (free - 2 * size) // (COPIES * size) if size else 1
         if count < 1:
-            raise InputError(f"the gradient of one example needs {(COPIES + 2) * size / 2**30:.1f} GiB, {free / 2**30:.1f} "
-                             "GiB are free; --train_lora True trains fewer parameters")
+            raise InputError(f"the gradient of one example needs {(COPIES + 2) * size / 2**30:.1f} GiB, "
+                             f"{free / 2**30:.1f} GiB are free; --train_lora True trains fewer parameters")
         if not self.options.project_dim:
             rows = sum(len(entry.dataset) for sets in data.values() for parts in sets.values() for entry in parts)
             Path(self.data_args.cache_dir).mkdir(parents=True, exist_ok=True)
@@ -301,11 +300,9 @@ class Estimate:
         train = [entry for role, _, entry in sets if role == "train"]
         for entry in train:
             part = rows[id(entry)]
-            count = min(len(part), -(-gradients.SAMPLE // len(train)))
-            drawn = random.Random(f"scales {seed}").sample(part, count)
-            for batch in itertools.batched(drawn, most) if hasattr(itertools, "batched") else (
-                    drawn[i:i + most] for i in range(0, count, most)):
-                yield list(batch), first[id(entry)]
+            drawn = random.Random(f"scales {seed}").sample(part, min(len(part), -(-gradients.SAMPLE // len(train))))
+            for start in range(0, len(drawn), most):
+                yield drawn[start:start + most], first[id(entry)]
 
     def _fit(self, fits: Fits, costs: dict, start, data) -> str:
         """Predict all subsets and write their rows; return the name of the part."""
@@ -363,15 +360,16 @@ class Estimate:
         errors = [relative_error(np.array(true), np.array(of_strength)) for of_strength in zip(*guesses, strict=True)]
         best = int(np.argmin(errors))
         constant = relative_error(np.array(true), np.mean(true))
-        print(f"calibrated on {len(self.truth)} true subsets: {strengths[best]:.4g} {unit}, relative error of their loss "
-              f"{errors[best]:.1%} (constant guess {constant:.1%})")
+        print(f"calibrated on {len(self.truth)} true subsets: {strengths[best]:.4g} {unit}, relative error of their "
+              f"loss {errors[best]:.1%} (constant guess {constant:.1%})")
         if best in (0, len(strengths) - 1):
-            print(f"warning: that is the {'least' if best == 0 else 'most'} that is tried; these gradients do not follow "
-                  "the true trainings far", file=sys.stderr)
+            warn(f"that is the {'least' if best == 0 else 'most'} that is tried; these gradients do not follow the true "
+                 "trainings well")
         return strengths[best], "calibration"
 
     def _scan(self, fits: Fits) -> float:
         """Show clusters and evidence for each strength; return the one with the clearest structure."""
+        import pandas
         from rich.console import Console
         from rich.table import Column, Table
 
@@ -379,28 +377,17 @@ class Estimate:
         table = Table("strength", "mean loss", "p", Column("clusters", overflow="fold"),
                       title=f"no true subset in {self.true.folder} to calibrate on: a scan over --strength")
         predicted = {members: fits.predict(members, strengths) for members in self.plan}
-        names, evidence = sorted(self.names, key=natural_order), []
+        evidence = []
         for m, strength in enumerate(strengths):
-            total, count = np.zeros((len(names), len(names))), np.zeros((len(names), len(names)))
-            for members, losses in predicted.items():
-                for a in members:
-                    for b in members:
-                        total[names.index(a), names.index(b)] -= losses[a][0][m]
-                        count[names.index(a), names.index(b)] += a != b
-            with np.errstate(invalid="ignore"):
-                T = np.where(count > 0, total / count, np.nan)
-            mean = -np.nanmean(T) if count.any() else float("nan")
-            p, clusters = float("nan"), "-"
-            if len(names) > 2 and (count + np.eye(len(names)) > 0).all():
-                S = clustering.symmetric(T)
-                k = clustering.best_number(S, clustering.extend(S, np.full(len(S), -1)))
-                labels, _ = clustering.find_clusters(S, k)
-                p = clustering.permutation_test(T, 199, np.random.default_rng(self.args.seed))
-                clusters = " | ".join(" ".join(names[i] for i in np.flatnonzero(labels == c)) for c in range(k))
-            evidence.append(p)
-            table.add_row(f"{strength:.4g}", f"{mean:.4f}", f"{p:.3f}", clusters)
+            scores = pandas.DataFrame([
+                {"trained_on": " ".join(members), "item": item, "metric": "loss", "value": -loss[m], "variance": np.nan}
+                for members, by_item in predicted.items() for item, (loss, _) in by_item.items()])
+            found = clusters(affinity.build(scores), self.args.seed) if len(self.names) > 2 else None
+            evidence.append(found["p_value"] if found else 1.0)
+            listed = " | ".join(map(" ".join, found["clusters"])) if found else "pairs are missing"
+            table.add_row(f"{strength:.4g}", f"{-scores['value'].mean():.4f}", f"{evidence[-1]:.3f}", listed)
         Console().print(table)
-        clearest = np.flatnonzero(np.nan_to_num(evidence, nan=1) == np.nanmin([*evidence, 1]))
+        clearest = np.flatnonzero(np.array(evidence) == min(evidence))
         best = strengths[clearest[len(clearest) // 2]]
         print(f"taken: {best:.4g} (of those with the smallest p the middle one; --strength sets another). Only true "
               "trainings tell how large the losses are: train some subsets into "

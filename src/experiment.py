@@ -198,7 +198,8 @@ class Run:
                 scores, status, record["error"] = {}, "failed", f"{type(error).__name__}: {error}"
                 values = list(self._values({}, data))
         record |= {"status": status, "seconds": round(time.time() - start, 2),
-                   "cpu_seconds": round(time.process_time() - cpu, 2), "peak_memory_mb": _peak_memory_mb(), "scores": scores}
+                   "cpu_seconds": round(time.process_time() - cpu, 2), "peak_memory_mb": _peak_memory_mb(),
+                   "scores": scores}
         for split, item, metric, value, count in values:
             rows.append({
                 "run_id": self.run_id, "status": status, "seed": args.seed, "item": item.name,

@@ -2,10 +2,10 @@
 
 For each example the margin f = log p / (1 - p), the log-odds of its target, and the gradient g of f with respect to the
 trained parameters, projected to a few hundred numbers. Near the point where they were taken, training moves the margin
-of an example to f + <g, w>; so a subset's training becomes a logistic regression in w, which takes milliseconds (Li,
-Sharma and Zhang, "Scalable Multitask Learning Using Gradient-based Estimation of Task Affinity", 2024, arXiv 2409.06091;
-Li, Zhang, Wang and Zhang, "Scalable Fine-tuning from Multiple Data Sources: A First-Order Approximation Approach", 2024,
-arXiv 2409.19458).
+of an example to f + <g, w>; so a subset's training becomes a logistic regression in w, which takes milliseconds: Li,
+Sharma and Zhang, "Scalable Multitask Learning Using Gradient-based Estimation of Task Affinity", 2024 (arXiv
+2409.06091); Li, Zhang, Wang and Zhang, "Scalable Fine-tuning from Multiple Data Sources: A First-Order Approximation
+Approach", 2024 (arXiv 2409.19458).
 """
 
 import fcntl

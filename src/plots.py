@@ -84,7 +84,7 @@ def number_of_clusters(path: str | Path, curve: list[dict], chosen: int) -> None
 
 
 def scatter(path: str | Path, true: np.ndarray, estimated: np.ndarray, label: str) -> None:
-    """Draw estimated over true scores, both (n,), with the line on which they are equal and that of a constant guess."""
+    """Draw estimated over true scores, both (n,), with the lines of equality and of a constant guess."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(5.2, 5), layout="constrained")
     low, high = min(true.min(), estimated.min()), max(true.max(), estimated.max())

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from src.errors import InputError, warn
+from src.errors import InputError, did_you_mean, warn
 from src.launchers import (
     PRELOAD,
     ROOT,
@@ -117,8 +117,9 @@ class Sweep:
             cluster_file("--current_cluster_dir", args.current_cluster_dir), names, items.task)
         targets = subset(f"{items.task}_{t}" if items.task and t.isdigit() else t for t in args.target_tasks)
         self.fixed: list[Subset] | None = None
-        if args.subsets_file:
-            self.fixed = read_subsets(args.subsets_file, names, items.task)
+        if args.subsets_file or args.from_estimate:
+            self.fixed = (read_subsets(args.subsets_file, names, items.task) if args.subsets_file
+                          else self._most_relevant(names))
             sizes = [len(members) for members in self.fixed]
             self.space = Space(names, min(sizes), max(sizes))
         else:
@@ -135,6 +136,23 @@ class Sweep:
         self.failed: list[Subset] = []
         self.interrupted: int | None = None  # by which signal
         self.refused: str | None = None  # message of a child that was given bad flags
+
+    def _most_relevant(self, names: Subset) -> list[Subset]:
+        """The subsets of `names` that matter most by the estimates of --from_estimate, --num_samples of them."""
+        from src import affinity
+
+        args = self.args
+        folder = Path(args.results_dir) / args.from_estimate
+        if not (folder / "runs.csv").exists():
+            near = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*/")])
+            raise InputError(f"--from_estimate {args.from_estimate}: there is no {folder / 'runs.csv'}; {near}")
+        scores = affinity.read_scores(folder, statuses=("estimated",))
+        ranked = affinity.rank_subsets(affinity.oriented(scores, "loss", args.task_dir), args.rank_by)
+        found = [subset(line.split()) for line in ranked if set(line.split()) <= set(names)]
+        if not found:
+            raise InputError(f"--from_estimate {args.from_estimate}: {folder} estimates no subset of "
+                             f"{', '.join(names)}")
+        return found[:args.num_samples]
 
     # ---- what there is to do ---------------------------------------------------------------------------------------
 

@@ -58,6 +58,12 @@ def sweep_parser(description: str, child: str) -> argparse.ArgumentParser:
     add("--combos_section", type=int, nargs=2, metavar=("S", "T"),
         help="with --preload_combos: from the S-th, counted from 0, to before the T-th")
     add("--subsets_file", type=Path, help="train exactly the subsets of this file, a line each, instead of drawing")
+    add("--from_estimate", metavar="NAME", help="train the --num_samples subsets that matter most by the estimates in "
+        "results/NAME/ (python -m src.estimate), and put them there (unless --save_name): true scores go before "
+        "estimated ones")
+    add("--rank_by", choices=["value", "uncertainty"], default="value", help="with --from_estimate: those of the "
+        "smallest estimated loss, each item measured against its own mean, or those whose estimates differ most "
+        "between seeds (default: value)")
     add("--seed", type=int, default=42, help="of the draws, and of each subset's first run (default: 42)")
 
     group = parser.add_argument_group("names and places")
@@ -110,7 +116,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     known = [option for option in parser._option_string_actions if option.startswith("--")]
     args.child = CHILD_DEFAULTS | _child_flags(unknown + arguments[split + 1:], known)
     args.max_task_num = args.min_task_num if args.max_task_num is None else args.max_task_num
-    args.save_name = args.save_name or args.task_set_name
+    args.save_name = args.save_name or args.from_estimate or args.task_set_name
     for name in ("task_set_name", "save_name"):
         check_name(f"--{name}", getattr(args, name))
     for name, least in (("num_samples", 1), ("runs", 1), ("jobs_per_device", 1), ("retries", 0), ("workers", 1),
@@ -122,8 +128,11 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
         raise InputError("--combos_section needs --preload_combos")
     if args.combos_section and not 0 <= args.combos_section[0] < args.combos_section[1]:
         raise InputError(f"--combos_section {' '.join(map(str, args.combos_section))}: must be S and T, 0 <= S < T")
-    if args.preload_combos and args.subsets_file:
-        raise InputError("--preload_combos and --subsets_file exclude each other")
+    ways = [f"--{name}" for name in ("preload_combos", "subsets_file", "from_estimate") if getattr(args, name)]
+    if len(ways) > 1:
+        raise InputError(f"{ways[0]} and {ways[1]} exclude each other")
+    if args.from_estimate and not args.num_samples:
+        raise InputError("--from_estimate: --num_samples is missing: how many subsets are to be trained?")
     if not (args.num_samples or args.preload_combos or args.subsets_file or args.draw == "balanced"):
         raise InputError("--num_samples is missing: how many subsets are wanted?")
     return args

@@ -76,26 +76,20 @@ SHAPES = ("model_type", "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "
           "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim")  # of a model, in its config
 
 
-def load_checkpoint(args: ModelArguments, cache_dir: str, tokenizer_size: int, folder: str | Path):
-    """Load the model that a training with `args` has saved in `folder`: a whole model, or an adapter of one.
-
-    Raises:
-        InputError: there is no checkpoint, or one of another model.
-    """
-    folder = Path(folder)
+def check_checkpoint(args: ModelArguments, cache_dir: str, tokenizer_size: int, folder: str | Path) -> None:
+    """Raise InputError where `folder` (--start_from) holds no checkpoint, or one of another model than `args` name."""
+    folder, name = Path(folder), args.model_name_or_path
     where = f"--start_from {folder}"
-    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
-        found = [str(path.parent) for path in folder.parent.glob("*/*config.json")]
-        raise InputError(f"{where}: no checkpoint there; {did_you_mean(str(folder), set(found))}")
-    name = args.model_name_or_path
     if (folder / "adapter_config.json").is_file():
         import peft
 
         base = peft.PeftConfig.from_pretrained(folder).base_model_name_or_path
         if base != name:
             raise InputError(f"{where}: an adapter of another model, {base}, not of --model_name_or_path {name}")
-        plain = dataclasses.replace(args, train_lora=False)
-        return peft.PeftModel.from_pretrained(load_model(plain, cache_dir, tokenizer_size), folder, is_trainable=True)
+        return
+    if not (folder / "config.json").is_file():
+        found = {str(path.parent) for path in folder.parent.glob("*/*config.json")}
+        raise InputError(f"{where}: no checkpoint there; {did_you_mean(str(folder), found)}")
     own = AutoConfig.from_pretrained(name, revision=args.model_revision, cache_dir=f"{cache_dir}/hub")
     other = AutoConfig.from_pretrained(folder)
     for key in SHAPES:
@@ -103,6 +97,16 @@ def load_checkpoint(args: ModelArguments, cache_dir: str, tokenizer_size: int, f
         if there != here and not (key == "vocab_size" and there == tokenizer_size):
             raise InputError(f"{where}: a checkpoint of another model: its {key} is {there}, that of "
                              f"--model_name_or_path {name} is {here}")
+
+
+def load_checkpoint(args: ModelArguments, cache_dir: str, tokenizer_size: int, folder: str | Path):
+    """Load the model that a training with `args` has saved in `folder`: a whole model, or an adapter of one."""
+    check_checkpoint(args, cache_dir, tokenizer_size, folder)
+    if (Path(folder) / "adapter_config.json").is_file():
+        import peft
+
+        base = load_model(dataclasses.replace(args, train_lora=False), cache_dir, tokenizer_size)
+        return peft.PeftModel.from_pretrained(base, folder, is_trainable=True)
     return load_model(dataclasses.replace(args, model_name_or_path=str(folder), model_revision="main"), cache_dir,
                       tokenizer_size)
 

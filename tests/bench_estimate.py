@@ -73,8 +73,8 @@ def main() -> None:
         r = one_seed(seed)
         found.append(r)
         print(f"{seed:4}  {r['relative_error']:8.1%}  {r['constant']:8.1%}  {r['ceiling']:11.1%}  {r['pearson']:7.2f}  "
-              f"{r['spearman']:8.2f}  {r['likeness']:14.2f}  {r['sweep']:5.0f}  {r['estimate']:8.1f}  {r['share']:5.1%}  "
-              f"{r['many']:8.2%}", flush=True)
+              f"{r['spearman']:8.2f}  {r['likeness']:14.2f}  {r['sweep']:5.0f}  {r['estimate']:8.1f}  "
+              f"{r['share']:5.1%}  {r['many']:8.2%}", flush=True)
     print(f"mean  {mean(r['relative_error'] for r in found):8.1%}  {mean(r['constant'] for r in found):8.1%}  "
           f"{mean(r['ceiling'] for r in found):11.1%}; same clusters as the true sweep with "
           f"{sum(r['likeness'] == 1 for r in found)} of {len(found)} seeds; share of the CPU "

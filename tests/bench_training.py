@@ -65,8 +65,11 @@ def gradient_loop(model, batches) -> float:
     """CPU seconds of taking and projecting each example's gradient of the whole target, over the same batches."""
     gradients = Gradients(model)
     projection = Projection(gradients.parameters, 400, 0)
-    unpadded = [[{"input_ids": ids[mask.bool()].tolist(), "labels": labels[labels != -100].tolist()} for ids, mask, labels
-                 in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)] for batch in batches]
+    unpadded = []
+    for batch in batches:
+        rows = zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)
+        unpadded.append([{"input_ids": ids[mask.bool()].tolist(), "labels": labels[labels != -100].tolist()}
+                         for ids, mask, labels in rows])
     start = time.process_time()
     for batch in unpadded:
         projection(gradients(batch, first_token=False)[0])
@@ -103,7 +106,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6, help="encoder and decoder layers, each (default: 6)")
     parser.add_argument("--steps", type=int, default=15, help="training steps of 8 rows each (default: 15)")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions, in turn; medians are printed (default: 3)")
-    parser.add_argument("--padded", type=int, default=2, help="steps that really pad to 512/128, and of which gradients are taken (default: 2)")
+    parser.add_argument("--padded", type=int, default=2,
+                        help="steps that really pad to 512/128, and whose gradients are taken (default: 2)")
     args = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
 
@@ -154,8 +158,8 @@ def main() -> None:
             print(f"  bare loop {bare:.3f}, our training {ours:.3f} CPU s a step: {ratios[-1]:.2f} of the bare loop's "
                   f"speed, {padded[-1]:.1f} times that of a bare loop padded to 512/128; "
                   f"gradients of the examples {gradients[-1]:.1f} steps")
-        print(f"median: {median(ratios):.2f} of the bare loop, {median(padded):.1f} times the padded loop, gradients of "
-              f"the examples of a batch {median(gradients):.1f} steps of the bare loop")
+        print(f"median: {median(ratios):.2f} of the bare loop, {median(padded):.1f} times the padded loop, gradients "
+              f"of a batch's examples {median(gradients):.1f} steps of the bare loop")
 
 
 if __name__ == "__main__":

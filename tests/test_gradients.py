@@ -212,7 +212,8 @@ def test_first_token_decides_only_where_it_tells_choices_apart():
     tokenizer = AutoTokenizer.from_pretrained(TINY)
 
     def decides(choices):
-        return gradients.first_token_decides(SimpleNamespace(template=SimpleNamespace(answer_choices=choices)), tokenizer)
+        prepared = SimpleNamespace(template=SimpleNamespace(answer_choices=choices))
+        return gradients.first_token_decides(prepared, tokenizer)
 
     assert decides(("red", "green"))
     assert not decides(("red words", "red"))  # both begin with the token of red

@@ -10,7 +10,8 @@ FLOORS = (
     {"errors", "metrics", "names", "settings", "process"},
     {"tasks", "results", "args", "subsets", "ledger", "forkserver", "clustering", "plots"},
     {"data", "trainer", "affinity", "launchers", "sweep_args", "gradients"},
-    {"catalogue", "experiment", "sweep", "cluster", "estimate"},
+    {"catalogue", "experiment", "sweep", "cluster", "compare"},
+    {"estimate"},  # an experiment on all items, compared with a sweep
     {"preload"},  # of nobody but the forkserver, which gets its name
 )
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}  # the top floor

@@ -1,0 +1,235 @@
+"""`python -m src.estimate [compare]` end to end, its checks, and what the sweeps make of it."""
+
+import json
+import runpy
+import shlex
+import shutil
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas
+import psutil
+import pytest
+
+from src import affinity, compare
+from src.errors import InputError
+from src.results import Results
+
+TASKS = ("demo_a1", "demo_a2", "demo_b1", "demo_b2")
+FLAGS = shlex.split(f"""--task_names {" ".join(TASKS)} --model_name_or_path data/models/tiny-t5 --downsample 40
+    --per_device_train_batch_size 32 --max_steps 4 --learning_rate 5e-3 --disable_tqdm True --save_name x""")
+START = ["--start_from", "data/models/tiny-t5"]
+
+
+def estimate(*arguments):
+    """Run the command in this process; return its exit code."""
+    before, sys.argv = sys.argv, ["estimate", *map(str, arguments)]
+    try:
+        runpy.run_module("src.estimate", run_name="__main__")
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        sys.argv = before
+    raise AssertionError("a script ends with an exit code")
+
+
+def record(scratch, name="x_estimated"):
+    return json.loads(next((scratch.folder / f"results/{name}/runs").glob("estimate-s*.json")).read_text())["estimate"]
+
+
+def pretend_true(scratch, seeds=(1,), noise=0.0):
+    """Make the estimates of results/x_estimated the true results of results/x."""
+    rng = np.random.default_rng(0)
+    for seed in seeds:
+        runs: dict[str, list] = {}
+        for row in scratch.rows("x_estimated"):
+            value = float(row["value"]) + noise * rng.normal()
+            runs.setdefault(row["trained_on"], []).append(
+                row | {"status": "completed", "seed": seed, "value": value, "config_hash": "true"})
+        for number, (subset, rows) in enumerate(runs.items()):
+            run_id = f"{number}-s{seed}"
+            Results("results", "x").write_run(run_id, [row | {"run_id": run_id} for row in rows], {
+                "status": "completed", "trained_on": subset, "seconds": 10, "cpu_seconds": 20,
+                "training": {"log": [{"total_flos": 1e9}]}})
+
+
+def test_scan_then_calibration_then_comparison(scratch, capsys):
+    assert estimate(*FLAGS, *START) == 0
+    assert "no true subset in results/x" in capsys.readouterr().out
+    assert record(scratch)["chosen_by"] == "scan"
+    assert estimate(*FLAGS, *START, "--strength", 63) == 0
+    rows = scratch.rows("x_estimated")
+    assert {row["status"] for row in rows} == {"estimated"}
+    assert len(rows) == 6 * 2 * 3  # pairs, members, metrics; the scan's rows are replaced
+    assert {row["metric"] for row in rows} == {"loss", "exact_match", "accuracy"}
+    assert all(len(row["trained_on"].split()) == 2 and row["item"] in row["trained_on"] for row in rows)
+    pretend_true(scratch)
+    before = {row["trained_on"] + row["item"]: row["value"] for row in rows if row["metric"] == "loss"}
+
+    assert estimate(*FLAGS, *START, "--calibrate", 3) == 0
+    assert "calibrated on 3 true subsets: 63 steps, relative error of their loss 0.0%" in capsys.readouterr().out
+    found = record(scratch)
+    assert (found["strength"], found["chosen_by"], len(found["calibrated_on"])) == (63, "calibration", 3)
+    after = {row["trained_on"] + row["item"]: row["value"] for row in scratch.rows("x_estimated")
+             if row["metric"] == "loss"}
+    assert after == before  # the same seed, the same rows
+
+    assert estimate("compare", "--save_name", "x") == 0
+    out = capsys.readouterr().out
+    assert "loss: 6 scores of subsets that were not calibrated on (3 were)" in out
+    assert "one seed a subset" in out
+    result = json.loads((scratch.folder / "results/x_estimated/compare.json").read_text())
+    assert result["relative_error"] < 1e-9
+    assert result["constant"] > 1e-4
+    assert result["ceiling"] is None
+    assert result["likeness"] == 1
+    assert result["costs"]["cpu_seconds"]["true"] == 6 * 20
+    assert 0 < result["costs"]["seconds"]["share_of_many"] < result["costs"]["seconds"]["share"]
+    assert (scratch.folder / "results/x_estimated/compare.png").stat().st_size > 1000
+
+
+def test_training_and_gradients_are_done_once(scratch, capsys):
+    lora = [*FLAGS, "--train_lora", "True", "--strength", 5, "--use_cpu", "True"]
+    assert estimate(*lora) == 0
+    first = {path: path.stat().st_mtime_ns for path in (scratch.folder / "cache/gradients").glob("*.npy")}
+    assert len(first) == 8
+    costs = record(scratch)["costs"]
+    assert costs["training"]["flops"] > 0
+    assert costs["gradients"]["cpu_seconds"] > 0
+    capsys.readouterr()
+    assert estimate(*lora) == 0
+    assert "is completed already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (scratch.folder / "cache/gradients").glob("*.npy")} == first
+    shutil.rmtree(scratch.folder / "saved")  # the weights are needed, not the record
+    assert estimate(*lora) == 0
+    assert "train_loss" in capsys.readouterr().out
+
+
+def test_exact_gradients_ridge_and_several_seeds(scratch):
+    assert estimate(*FLAGS, *START, "--project_dim", 0, "--fit", "ridge", "--strength", 0.01, "--runs", 2) == 0
+    rows = scratch.rows("x_estimated")
+    assert {row["run_id"] for row in rows} == {"estimate-s42", "estimate-s43"}
+    assert estimate(*FLAGS, *START, "--strength", 20) == 0  # replaces both
+    assert {row["run_id"] for row in scratch.rows("x_estimated")} == {"estimate-s42"}
+
+
+def test_templates_of_one_task_and_free_text(scratch):
+    flags = [*FLAGS[FLAGS.index("--model_name_or_path"):], *START, "--strength", "10"]
+    assert estimate("--task_name", "demo_a1", "--template_idx", 0, 1, -1, *flags, "--max_task_num", 3) == 0
+    rows = scratch.rows("x_estimated")
+    assert {row["item"] for row in rows} == {"demo_a1_0", "demo_a1_1", "demo_a1_-1"}
+    assert len({row["trained_on"] for row in rows}) == 4
+    free = [flag if flag != "x" else "free" for flag in flags]
+    assert estimate("--task_names", "common_gen", "demo_a1", *free) == 0
+    metrics = {(row["item"], row["metric"]) for row in scratch.rows("free_estimated")}
+    assert metrics == {("common_gen", "loss"), *(("demo_a1", name) for name in ("loss", "exact_match", "accuracy"))}
+
+
+@pytest.mark.parametrize("bad, message", [
+    ("--start_from nowhere", "--start_from nowhere: no checkpoint there"),
+    ("--start_from other", "a checkpoint of another model: its d_model is 16"),
+    ("--start_from adapter", "an adapter of another model, t5-large, not of --model_name_or_path"),
+    ("--project_dim -1", "--project_dim -1 must be at least 0"),
+    ("--strength 2.5", "--strength 2.5 must be a whole number of steps"),
+    ("--train_prompt_tuning True", "estimates are of full training or of --train_lora"),
+    ("--min_task_num 5", "there are only 4 items"),
+    ("--subsets_file nofile", "nofile: cannot be read"),
+    ("--task_names demo_a1 demo_q", "did you mean"),
+    ("--projectdim 3", "unknown argument '--projectdim'"),
+])
+def test_bad_input(scratch, capsys, bad, message):
+    for folder, name, text in (("other", "config.json", {"d_model": 16}),
+                               ("adapter", "adapter_config.json", {"base_model_name_or_path": "t5-large"})):
+        (scratch.folder / folder).mkdir()
+        if name == "config.json":
+            text = json.loads((scratch.folder / "data/models/tiny-t5/config.json").read_text()) | text
+        (scratch.folder / folder / name).write_text(json.dumps(text | {"peft_type": "LORA"}))
+    assert estimate(*FLAGS, *shlex.split(bad)) == 2
+    assert message in capsys.readouterr().err
+    assert not (scratch.folder / "results").exists()
+
+
+@pytest.mark.parametrize("free, extra, message", [
+    (1e5, [], "the gradient of one example needs 0.0 GiB, 0.0 GiB are free"),
+    (3e6, ["--project_dim", "0"], "--project_dim 0: the gradients of 320 rows take 0.0 GiB"),
+])
+def test_memory_is_checked_before_the_training(scratch, capsys, monkeypatch, free, extra, message):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    assert estimate(*FLAGS, *extra) == 2
+    assert message in capsys.readouterr().err
+    assert not list(scratch.folder.glob("saved/*"))
+
+
+def test_comparison_needs_both(scratch, capsys):
+    assert estimate("compare", "--save_name", "x") == 2
+    assert "x_estimated" in capsys.readouterr().err
+
+
+# ---- agreement -----------------------------------------------------------------------------------------------------
+
+
+def scores(T, guess, variance=np.nan):
+    n = len(T)
+    return pandas.DataFrame([
+        {"trained_on": " ".join(sorted((f"t{i}", f"t{j}"))), "item": f"t{i}", "metric": "loss", "value": T[i, j],
+         "value_guess": guess[i, j], "variance": variance} for i in range(n) for j in range(n) if i != j])
+
+
+def test_agreement_by_hand():
+    rng = np.random.default_rng(0)
+    T = -rng.uniform(1, 2, (6, 6))
+    T[:3, :3] += 1
+    T[3:, 3:] += 1
+    found = compare.agreement(*[scores(T, T + 0.5, 0.01)] * 2, seed=0)
+    off = ~np.eye(6, dtype=bool)
+    assert found["relative_error"] == pytest.approx(30 * 0.25 / (T[off] ** 2).sum())
+    assert found["constant"] == pytest.approx(T[off].var() * 30 / (T[off] ** 2).sum())
+    assert found["ceiling"] == pytest.approx(2 * 30 * 0.01 / (T[off] ** 2).sum())
+    assert found["pearson"] == pytest.approx(1)
+    assert found["spearman"] == pytest.approx(1)
+    assert found["likeness"] == 1
+    assert found["true"]["clusters"] == [["t0", "t1", "t2"], ["t3", "t4", "t5"]]
+    opposite = compare.agreement(*[scores(T, -T)] * 2, seed=0)
+    assert opposite["pearson"] == pytest.approx(-1)
+    assert opposite["likeness"] < 0.5
+    assert opposite["ceiling"] is None
+    assert opposite["relative_error"] > opposite["constant"]
+
+
+# ---- the sweeps ----------------------------------------------------------------------------------------------------
+
+
+def test_ranked_by_value_and_by_uncertainty():
+    T = np.array([[0, 1, 2], [1, 0, 3], [2, 3, 0.0]])
+    frame = scores(T, T, 1.0)
+    frame.loc[(frame["trained_on"] == "t0 t1"), "variance"] = 9.0
+    frame["value"] += frame["item"].map({"t0": 100, "t1": 0, "t2": 0})  # an item's level counts for nothing
+    assert affinity.rank_subsets(frame, "value") == ["t1 t2", "t0 t2", "t0 t1"]
+    assert affinity.rank_subsets(frame, "uncertainty")[0] == "t0 t1"
+    with pytest.raises(InputError, match="--rank_by uncertainty: these estimates are of one seed"):
+        affinity.rank_subsets(scores(T, T), "uncertainty")
+
+
+def test_sweep_trains_the_subsets_that_matter_most(scratch, capsys):
+    assert estimate(*FLAGS, *START, "--strength", 63) == 0
+    ranked = affinity.rank_subsets(affinity.oriented(affinity.read_scores("results/x_estimated"), "loss", "data/tasks"),
+                                   "value")
+    capsys.readouterr()
+    sweep = ["train_sample_tasks.py", "--task_names", *TASKS, "--model_name_or_path", "data/models/tiny-t5",
+             "--from_estimate", "x_estimated", "--num_samples", 2, "--task_set_name", "s", "--device", "cpu",
+             "--warm_start", "False", "--downsample", 40, "--max_steps", 2, "--eval_steps", 2, "--save_steps", 2]
+    assert scratch.run(*sweep) == 0
+    assert (scratch.folder / "sampled_tasks/s.txt").read_text().splitlines() == sorted(ranked[:2])
+    found = affinity.read_scores("results/x_estimated")
+    true = found[~found["estimated"]]
+    assert set(true["trained_on"]) == set(ranked[:2])
+    assert len(set(found["trained_on"])) == 6  # the others stay, and stay marked
+    capsys.readouterr()
+    assert scratch.run(*sweep) == 0  # the ranking does not change by what was trained
+    assert "2 of 2 are done already" in capsys.readouterr().out
+    assert scratch.run(*sweep, "--from_estimate", "y") == 2
+    assert "--from_estimate y: there is no results/y/runs.csv" in capsys.readouterr().err
+    assert scratch.run(*sweep, "--rank_by", "uncertainty") == 2
+    assert scratch.run(*sweep, "--preload_combos") == 2
+    assert "--preload_combos and --from_estimate exclude each other" in capsys.readouterr().err
