@@ -141,8 +141,9 @@ class EstimateArguments:
     strength: float | None = flag(
         None, "Number of steps of --fit descent, or penalty of --fit ridge (default: by --calibrate).")
     calibrate: int = flag(
-        5, "Choose the strength on that many subsets that the sweep of --save_name has truly trained; without any, "
-        "scan over the strengths and take the one that shows the clearest structure.")
+        5, "Choose the strength, and how large each item's losses are, on that many subsets that the sweep of "
+        "--save_name has truly trained; without any, scan over the strengths and take the one that shows the clearest "
+        "structure.")
     min_task_num: int = flag(2, "Smallest subset to estimate.")
     max_task_num: int | None = flag(None, "Largest subset to estimate (default: --min_task_num).")
     num_samples: int | None = flag(None, "Number of subsets to estimate, drawn by --seed (default: all).")

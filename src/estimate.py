@@ -19,6 +19,7 @@ import random
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,33 @@ def true_losses(folder: Path, names: Sequence[str], config_hash: str | None) -> 
     return found
 
 
+def spread(known: Sequence[Subset], count: int, seed: int) -> list[Subset]:
+    """Choose `count` subsets that hold each item about as often as any other."""
+    left, chosen, seen = list(known), [], Counter()
+    random.Random(f"calibrate {seed}").shuffle(left)
+    while left and len(chosen) < count:
+        least = min(left, key=lambda members: sum(seen[item] for item in members) / len(members))
+        left.remove(least)
+        chosen.append(least)
+        seen.update(least)
+    return chosen
+
+
+def levels(items: Sequence[str], residuals: np.ndarray) -> dict[str, float]:
+    """What the loss of each of `items` is multiplied by, and under "" that of all others.
+
+    The residuals log(true / predicted), one for each of `items`, are taken apart into a part that all share and one of
+    each item, both shrunk as if one more had been 0. This moves an item's losses all alike: it changes how large they
+    are, not which partners are good for it.
+    """
+    shared = residuals.sum() / (len(residuals) + 1)
+    found = {"": float(np.exp(shared))}
+    for item in dict.fromkeys(items):
+        own = residuals[[name == item for name in items]] - shared
+        found[item] = float(np.exp(shared + own.sum() / (len(own) + 1)))
+    return found
+
+
 # ---- the estimate --------------------------------------------------------------------------------------------------
 
 
@@ -159,9 +187,8 @@ class Estimate:
         self.args.eval_strategy, self.args.load_best_model_at_end, self.args.do_predict = "no", False, False
         self.args.metric_for_best_model = None
         self.plan = plan(self.names, options, training_args.seed, getattr(data_args, "task_name", None))
-        known = true_losses(self.true.folder, self.names, options.config_hash)
-        chosen = random.Random(f"calibrate {training_args.seed}").sample(
-            sorted(known), min(options.calibrate, len(known))) if options.strength is None else []
+        known = true_losses(self.true.folder, self.names, options.config_hash) if options.strength is None else {}
+        chosen = spread(sorted(known), options.calibrate, training_args.seed)
         self.truth = {members: known[members] for members in chosen}
         set_up_logging(training_args)
 
@@ -309,7 +336,7 @@ class Estimate:
         from src.experiment import short_hash
 
         began, cpu = time.time(), time.process_time()
-        strength, how = self._strength(fits)
+        strength, how, level = self._strength(fits)
         predicted = {members: fits.predict(members, [strength]) for members in self.plan}
         costs["fits"] = {"seconds": time.time() - began, "cpu_seconds": time.process_time() - cpu, "flops": sum(
             4 * part.features.size * (strength if fits.kind == "descent" else 100)
@@ -322,7 +349,7 @@ class Estimate:
         for members, by_item in predicted.items():
             for item_name in sorted(by_item, key=natural_order):
                 item, (loss, right) = items[item_name], by_item[item_name]
-                values = {"loss": loss[0]}
+                values = {"loss": loss[0] * level.get(item_name, level.get("", 1.0))}
                 if all(template.answer_choices for template in item.templates):
                     values |= {metric: right[0] for metric in ("exact_match", "accuracy") if metric in item.metrics}
                 rows += [{
@@ -336,36 +363,33 @@ class Estimate:
                     "config_hash": short_hash([start.config_hash, options])} for metric, value in values.items()]
         self.results.write_run(name, rows, record | {
             "run_id": name, "status": "estimated", "estimate": vars(self.options) | {
-                "strength": strength, "chosen_by": how, "costs": costs, "subsets": len(self.plan),
+                "strength": strength, "chosen_by": how, "levels": level, "costs": costs, "subsets": len(self.plan),
                 "start": self.options.start_from or start.args.output_dir,
                 "calibrated_on": [" ".join(members) for members in sorted(self.truth)]}})
         return name
 
     # ---- how far the fits go ---------------------------------------------------------------------------------------
 
-    def _strength(self, fits: Fits) -> tuple[float, str]:
-        """The strength of the fits, and how it was chosen."""
+    def _strength(self, fits: Fits) -> tuple[float, str, dict[str, float]]:
+        """The strength of the fits, how it was chosen, and what each item's loss is multiplied by (default: 1)."""
         unit = "steps" if fits.kind == "descent" else "x the largest curvature"
         if self.options.strength is not None:
-            return self.options.strength, "given"
+            return self.options.strength, "given", {}
         if not self.truth:
-            return self._scan(fits), "scan"
+            return self._scan(fits), "scan", {}
         strengths = STEPS if fits.kind == "descent" else [1 / steps for steps in STEPS]
-        true, guesses = [], []
-        for members, losses in self.truth.items():
-            predicted = fits.predict(members, strengths)
-            for item, loss in losses.items():
-                true.append(loss)
-                guesses.append(predicted[item][0])
-        errors = [relative_error(np.array(true), np.array(of_strength)) for of_strength in zip(*guesses, strict=True)]
+        predicted = {members: fits.predict(members, strengths) for members in self.truth}
+        pairs = [(members, item) for members, losses in self.truth.items() for item in losses]
+        true = np.array([self.truth[members][item] for members, item in pairs])
+        guesses = np.array([predicted[members][item][0] for members, item in pairs])  # (pairs, strengths)
+        errors = [relative_error(true, guess) for guess in guesses.T]
         best = int(np.argmin(errors))
-        constant = relative_error(np.array(true), np.mean(true))
         print(f"calibrated on {len(self.truth)} true subsets: {strengths[best]:.4g} {unit}, relative error of their "
-              f"loss {errors[best]:.1%} (constant guess {constant:.1%})")
+              f"loss {errors[best]:.1%} (constant guess {relative_error(true, np.mean(true)):.1%})")
         if best in (0, len(strengths) - 1):
-            warn(f"that is the {'least' if best == 0 else 'most'} that is tried; these gradients do not follow the true "
-                 "trainings well")
-        return strengths[best], "calibration"
+            warn(f"that is the {'least' if best == 0 else 'most'} that is tried; these gradients do not follow the "
+                 "true trainings well")
+        return strengths[best], "calibration", levels([item for _, item in pairs], np.log(true / guesses[:, best]))
 
     def _scan(self, fits: Fits) -> float:
         """Show clusters and evidence for each strength; return the one with the clearest structure."""

@@ -25,7 +25,7 @@ START = shlex.split("""
     --run_name start --save_name start --use_cpu True""")
 SWEEP = shlex.split("""
     train_sample_tasks.py --task_names demo_* --min_task_num 2 --max_task_num 2 --num_samples 36 --max_steps 100
-    --eval_steps 50 --save_steps 50 --lr 2e-3 --batch_size 32 --runs 2 --device cpu --jobs_per_device 2
+    --eval_steps 50 --save_steps 50 --lr 1e-3 --batch_size 32 --runs 2 --device cpu --jobs_per_device 2
     --task_set_name demo --save_name demo""")
 ESTIMATE = shlex.split("""
     -m src.estimate --task_names demo_* --model_name_or_path data/models/tiny-t5 --per_device_train_batch_size 32
