@@ -54,3 +54,5 @@ bench: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_clustering
 	@echo "== what a sweep costs per subset beside the training"
 	$(BIN)/python tests/bench_sweep.py
+	@echo "== estimates beside true trainings"
+	$(BIN)/python tests/bench_estimate.py --seeds 2

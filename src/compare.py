@@ -17,7 +17,7 @@ def relative_error(true: np.ndarray, guess: np.ndarray) -> float:
     return float(((true - guess) ** 2).sum() / (true**2).sum())
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = OneLineErrors(
         prog="python -m src.estimate compare", allow_abbrev=False,
         description="Compare results/<save_name>_estimated/ with the true results/<save_name>/, on the subsets of both "
@@ -30,11 +30,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--metric", default="loss", help="metric to compare (default: loss)")
     add("--config_hash", help="true runs of this config_hash only (default: all; an error if they differ)")
     add("--seed", type=int, default=0, help="of the rounding of clusters (default: 0)")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def main(arguments: list[str]) -> int:
-    args = parse(arguments)
+    args = make_parser().parse_args(arguments)
     folders = [Path(args.results_dir) / (args.estimated or f"{args.save_name}_estimated"),
                Path(args.results_dir) / args.save_name]
     guess, true = (_scores(folder, args, estimated) for folder, estimated in zip(folders, (True, False), strict=True))

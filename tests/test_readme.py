@@ -6,10 +6,12 @@ import shlex
 import pytest
 from conftest import ROOT
 
-from src.args import InstructionArguments, MultitaskArguments, parse
+from src.args import EstimateArguments, InstructionArguments, MultitaskArguments, parse
 from src.cluster import make_parser as cluster_parser
-from src.sweep_args import sweep_parser
-from src.tasks import load_task
+from src.compare import make_parser as compare_parser
+from src.results import COLUMNS
+from src.sweep_args import OLD_SPELLINGS, sweep_parser
+from src.tasks import expand_names, load_task
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = README + (ROOT / "results/README.md").read_text(encoding="utf-8")
@@ -33,6 +35,10 @@ def test_command(command, scratch):
     (scratch.folder / "clusters").mkdir()  # what earlier commands of the README write
     (scratch.folder / "clusters/groups_0_7.txt").write_text("sst2 imdb\ncommon_gen\n")
     (scratch.folder / "subsets.txt").write_text("sst2\nsst2 imdb\n")
+    place = scratch.folder / "results/warm_estimated"
+    place.mkdir(parents=True)
+    row = "estimate-s42,estimated,42,demo_a1,,,demo_a1 demo_a2,valid,,loss,0.5,,,,,"
+    (place / "runs.csv").write_text(f"{','.join(COLUMNS)}\n{row}\n")
     words = [word for word in command if not re.match(r"[A-Z_]+=", word)]
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
@@ -42,7 +48,8 @@ def test_command(command, scratch):
         assert all(task.template(index) for index in data_args.indices())
     elif words[1] == "train_multitask.py":
         data_args, *_ = parse(MultitaskArguments, "", words[2:])
-        assert all(load_task(name, ROOT / data_args.task_dir) for name in data_args.task_names)
+        folder = ROOT / data_args.task_dir
+        assert all(load_task(name, folder) for name in expand_names(data_args.task_names, folder))
     elif words[1].startswith("train_sample_"):
         sweep = scratch.start(words[1], *words[2:], "--dry_run")
         output, _ = sweep.communicate()
@@ -51,6 +58,10 @@ def test_command(command, scratch):
         assert (ROOT / words[3]).exists()
     elif words[2] == "src.cluster":
         cluster_parser().parse_args(words[3:])
+    elif words[2:4] == ["src.estimate", "compare"]:
+        compare_parser().parse_args(words[4:])
+    elif words[2] == "src.estimate":
+        parse(MultitaskArguments, "", ["--do_train", *words[3:]], (EstimateArguments,))
     else:
         assert words[:2] == ["python", "-m"]
         assert (ROOT / f"{words[2].replace('.', '/')}.py").exists()
@@ -60,8 +71,9 @@ def test_flags_exist():
     from src.args import ModelArguments, ResultArguments, TrainingArguments, translate_old_flags
 
     known = {f"--{name}" for group in (InstructionArguments, MultitaskArguments, ModelArguments, ResultArguments,
-                                       TrainingArguments) for name in group.__dataclass_fields__}
+                                       TrainingArguments, EstimateArguments) for name in group.__dataclass_fields__}
     known |= {*sweep_parser("", "")._option_string_actions, *cluster_parser()._option_string_actions}
+    known |= {f"--{name}" for name in OLD_SPELLINGS}
     known |= {"--target_task_group", "--dataset", "--num_tasks"}
     elsewhere = {"--help", "--rows", "--nproc_per_node", "--seeds"}  # of src.tasks, torchrun and the bench of the demo
     for flag in set(re.findall(r"--[a-z_]+\d*", DOCUMENTS)) - elsewhere:
