@@ -140,7 +140,7 @@ def _read_runs(path: Path, split: str, config_hash: str | None, statuses: tuple[
         raise InputError(f"{path}: no {statuses[0]} run has scores of split '{split}'{_other_splits(splits)}")
     frame = frame[frame["split"] == split]
     frame = _one_setting(path, frame, ["status", "trained_on", "item", "metric"], config_hash)
-    _reject_duplicates(path, frame, ["run_id", "trained_on", "item", "metric"])
+    _reject_duplicates(path, frame, ["run_id", "item", "metric", "trained_on"])
     frame = frame.drop_duplicates(["trained_on", "item", "metric", "status", "seed"], keep="last")  # a seed counts once
     frame = frame.assign(value=_numbers(path, frame["value"]), estimated=frame["status"] == "estimated")
     groups = frame.groupby(["trained_on", "item", "metric", "estimated"], sort=False)["value"]

@@ -139,7 +139,8 @@ class EstimateArguments:
         "descent", "How far each small fit goes: steps of gradient descent, or down to the minimum under a ridge "
         "penalty.")
     strength: float | None = flag(
-        None, "Number of steps of --fit descent, or penalty of --fit ridge (default: by --calibrate).")
+        None, "Number of steps of --fit descent, or penalty of --fit ridge as a multiple of the largest curvature of "
+        "an item's loss (default: by --calibrate).")
     calibrate: int = flag(
         5, "Choose the strength, and how large each item's losses are, on that many subsets that the sweep of "
         "--save_name has truly trained; without any, scan over the strengths and take the one that shows the clearest "
@@ -156,7 +157,7 @@ class EstimateArguments:
             if getattr(self, name) is not None:
                 at_least(name, getattr(self, name), least)
         if self.strength is not None and (
-                self.strength <= 0 or (self.fit == "descent" and self.strength % 1)):
+                not self.strength > 0 or (self.fit == "descent" and self.strength % 1)):
             raise InputError(f"--strength {self.strength:g} must be " + (
                 "a whole number of steps, 1 or more" if self.fit == "descent" else "above 0"))
 

@@ -37,17 +37,19 @@ def main(arguments: list[str]) -> int:
     args = make_parser().parse_args(arguments)
     folders = [Path(args.results_dir) / (args.estimated or f"{args.save_name}_estimated"),
                Path(args.results_dir) / args.save_name]
-    guess, true = (_scores(folder, args, estimated) for folder, estimated in zip(folders, (True, False), strict=True))
-    record = _record(folders[0])
+    guess, true = (_scores(folder, args, estimated)
+                   for folder, estimated in zip(folders, (True, False), strict=True))
+    records = _records(folders[0])
     keys = ["trained_on", "item"]
     both = true.merge(guess[[*keys, "value"]], on=keys, suffixes=("", "_guess"))
     both = both[[item in subset.split() for subset, item in zip(both["trained_on"], both["item"], strict=True)]]
-    calibrated = {" ".join(sorted(subset.split())) for subset in record["estimate"]["calibrated_on"]}
+    calibrated = {" ".join(sorted(subset.split())) for record in records for subset in record["calibrated_on"]}
     unseen = both[~both["trained_on"].isin(calibrated)]
     if unseen.empty:
         raise InputError(f"{folders[0]} and {folders[1]} share no subset beside those of the calibration")
-    result = agreement(unseen, both, args.seed) | {"costs": costs(folders[1], set(both["trained_on"]), record)}
-    show(args, record, result, len(calibrated))
+    result = agreement(unseen, both, args.seed) | {
+        "costs": costs(folders[1], set(both["trained_on"]), calibrated, records, args.config_hash)}
+    show(args, result, len(calibrated))
     path = folders[0] / "compare.png"
     label = "validation loss" if args.metric == "loss" else args.metric
     sign = -1 if args.metric in affinity.LOWER_IS_BETTER else 1
@@ -64,11 +66,12 @@ def _scores(folder: Path, args: argparse.Namespace, estimated: bool):
     return affinity.oriented(scores, args.metric, args.task_dir)
 
 
-def _record(folder: Path) -> dict:
+def _records(folder: Path) -> list[dict]:
+    """What the estimate of each seed rests on and has cost."""
     found = sorted((folder / "runs").glob("estimate-s*.json"))
     if not found:
         raise InputError(f"{folder}/runs: the record of the estimate, estimate-s<seed>.json, is missing")
-    return json.loads(found[0].read_text(encoding="utf-8"))
+    return [json.loads(path.read_text(encoding="utf-8"))["estimate"] for path in found]
 
 
 # ---- how well they agree -------------------------------------------------------------------------------------------
@@ -82,8 +85,9 @@ def agreement(unseen, both, seed: int) -> dict:
             value_guess.
 
     Returns:
-        relative_error, constant (the best single number as guess), ceiling (expected error of another mean over as
-        many seeds, None with one), pearson and spearman (means over rows of the affinity matrix), likeness
+        relative_error, constant (the best single number as guess), item_means (as guess each item's mean over the other
+        rows of `both`, those of the calibration; None where there are none), ceiling (expected error of another mean
+        over as many seeds, None with one), pearson and spearman (means over rows of the affinity matrix), likeness
         (adjusted Rand index of the clusters), p_values, clusters; None where not defined.
     """
     from scipy import stats
@@ -91,6 +95,11 @@ def agreement(unseen, both, seed: int) -> dict:
 
     true, guess = unseen["value"].to_numpy(), unseen["value_guess"].to_numpy()
     spread = 2 * np.nansum(unseen["variance"]) / (true**2).sum() if unseen["variance"].notna().all() else None
+    seen = both[~both["trained_on"].isin(unseen["trained_on"])]
+    level = seen.groupby("item")["value"].mean()
+    means = None
+    if not seen.empty:
+        means = relative_error(true, unseen["item"].map(level).fillna(seen["value"].mean()).to_numpy())
     T, G = (affinity.build(unseen.assign(value=unseen[column])).T for column in ("value", "value_guess"))
     pairs = {}
     for name, how in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
@@ -105,7 +114,8 @@ def agreement(unseen, both, seed: int) -> dict:
     if None not in found:
         alike = float(adjusted_rand_score(found[0]["labels"], found[1]["labels"]))
     return {"scores": len(unseen), "relative_error": relative_error(true, guess),
-            "constant": relative_error(true, true.mean()), "ceiling": None if spread is None else float(spread),
+            "constant": relative_error(true, true.mean()), "item_means": means,
+            "ceiling": None if spread is None else float(spread),
             **pairs, "likeness": alike, "true": found[0], "estimated": found[1]}
 
 
@@ -124,39 +134,50 @@ def clusters(found: affinity.Affinity, seed: int) -> dict | None:
 # ---- what they cost ------------------------------------------------------------------------------------------------
 
 
-def costs(folder: Path, compared: set[str], record: dict) -> dict:
+def costs(folder: Path, compared: set[str], calibrated: set[str], records: list[dict], config_hash: str | None) -> dict:
     """Seconds, CPU seconds and FLOPs of the true runs of `compared` subsets and of the estimate of as many.
 
-    `share` is the estimate's part of the true cost for as many subsets, `share_of_many` that for 1,000: training and
-    gradients are done once, fits for each subset. What the records do not tell (older runs) is None.
+    Args:
+        calibrated: the true subsets that the estimate needs; their cost is a part of its own.
+        records: of the estimate's seeds, all of which count.
+
+    Returns:
+        for each kind of cost: true, training, gradients, fits, calibration; share, the estimate's part of the true cost
+        without calibration; share_of_many, that for 1,000 subsets with calibration (all but the fits is done once).
+        What the records do not tell (older runs) is None.
     """
-    totals, count = dict.fromkeys(("seconds", "cpu_seconds", "flops"), 0.0), 0
+    kinds, count = ("seconds", "cpu_seconds", "flops"), 0
+    total, calibration = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0.0)
     for path in (folder / "runs").glob("*.json"):
         run = json.loads(path.read_text(encoding="utf-8"))
-        if run.get("status") != "completed" or " ".join(sorted(run["trained_on"].split())) not in compared:
+        subset = " ".join(sorted(run.get("trained_on", "").split()))
+        if run.get("status") != "completed" or subset not in compared or (
+                config_hash is not None and run.get("config_hash") != config_hash):
             continue
         count += 1
         flops = sum(entry.get("total_flos", 0) for entry in run.get("training", {}).get("log", []))
-        for name, value in (("seconds", run["seconds"]), ("cpu_seconds", run.get("cpu_seconds")), ("flops", flops)):
-            totals[name] = None if value is None or totals[name] is None else totals[name] + value
-    spent, subsets = record["estimate"]["costs"], record["estimate"]["subsets"]
+        for kind, value in (("seconds", run["seconds"]), ("cpu_seconds", run.get("cpu_seconds")), ("flops", flops)):
+            for sums in (total, calibration) if subset in calibrated else (total,):
+                sums[kind] = None if value is None or sums[kind] is None else sums[kind] + value
     out = {"true_runs": count, "subsets": len(compared)}
-    for name, total in totals.items():
-        once = spent["training"][name] + spent["gradients"][name]
-        each = spent["fits"][name] / subsets
-        row = {"true": total if count else None, "training": spent["training"][name],
-               "gradients": spent["gradients"][name], "fits": each * len(compared)}
-        known = count and total
-        row["share"] = (once + each * len(compared)) / total if known else None
-        row["share_of_many"] = (once + each * MANY) / (total / len(compared) * MANY) if known else None
-        out[name] = row
+    for kind in kinds:
+        training, gradients, fits = (sum(record["costs"][part][kind] for record in records)
+                                     for part in ("training", "gradients", "fits"))
+        each, true = fits / records[0]["subsets"], total[kind]
+        row = {"true": true if count else None, "training": training, "gradients": gradients,
+               "fits": each * len(compared), "calibration": calibration[kind], "share": None, "share_of_many": None}
+        if true:
+            row["share"] = (training + gradients + row["fits"]) / true
+            once = training + gradients + calibration[kind]
+            row["share_of_many"] = (once + each * MANY) / (true / len(compared) * MANY)
+        out[kind] = row
     return out
 
 
 # ---- print ---------------------------------------------------------------------------------------------------------
 
 
-def show(args: argparse.Namespace, record: dict, result: dict, calibrated: int) -> None:
+def show(args: argparse.Namespace, result: dict, calibrated: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -164,12 +185,13 @@ def show(args: argparse.Namespace, record: dict, result: dict, calibrated: int) 
         return "-" if value is None else format(value, how)
 
     console = Console()
-    table = Table("", "estimate", "constant guess", "another true sweep", title=f"{args.metric}: {result['scores']} "
-                  f"scores of subsets that were not calibrated on ({calibrated} were)")
+    table = Table("", "estimate", "constant guess", "item means", "another true sweep",
+                  title=f"{args.metric}: {result['scores']} scores of subsets that were not calibrated on "
+                  f"({calibrated} were)")
     table.add_row("relative error", number(result["relative_error"], ".1%"), number(result["constant"], ".1%"),
-                  number(result["ceiling"], ".1%"))
-    table.add_row("Pearson within rows", number(result["pearson"], ".2f"), "0", "")
-    table.add_row("Spearman within rows", number(result["spearman"], ".2f"), "0", "")
+                  number(result["item_means"], ".1%"), number(result["ceiling"], ".1%"))
+    table.add_row("Pearson within rows", number(result["pearson"], ".2f"), "0", "0", "")
+    table.add_row("Spearman within rows", number(result["spearman"], ".2f"), "0", "0", "")
     console.print(table)
     for name in ("true", "estimated"):
         if result[name]:
@@ -178,16 +200,18 @@ def show(args: argparse.Namespace, record: dict, result: dict, calibrated: int) 
                           soft_wrap=True)
     print("clusters not compared: pairs are missing, or there are fewer than three items" if result["likeness"] is None
           else f"likeness of the clusters: adjusted Rand index {result['likeness']:.2f}")
-    table = Table("cost", "true", "first training", "gradients", "fits", "share", f"of {MANY:,}",
+    table = Table("cost", "true", "first training", "gradients", "fits", "share", "calibration", f"of {MANY:,}",
                   title=f"{result['costs']['subsets']} subsets, {result['costs']['true_runs']} true runs")
     for name, label, how in (("seconds", "seconds", ".1f"), ("cpu_seconds", "CPU seconds", ".1f"),
                              ("flops", "FLOPs", ".3g")):
         row = result["costs"][name]
         table.add_row(label, *(number(row[part], how) for part in ("true", "training", "gradients", "fits")),
-                      number(row["share"], ".1%"), number(row["share_of_many"], ".1%"))
+                      number(row["share"], ".1%"), number(row["calibration"], how), number(row["share_of_many"], ".1%"))
     console.print(table)
-    if result["relative_error"] >= result["constant"]:
-        console.print("[bold red]no better than the constant guess[/]: these estimates do not tell how large a score is"
-                      + ("" if (result["pearson"] or 0) < 0.3 else "; they may still order the partners of an item"))
+    for key, what in (("constant", "the constant guess"), ("item_means", "each item's mean over the calibration")):
+        if result[key] is not None and result["relative_error"] >= result[key]:
+            console.print(f"[bold red]no better than {what}[/]: these estimates do not tell how large a score is"
+                          + ("" if (result["pearson"] or 0) < 0.3 else "; they still order the partners of an item"),
+                          soft_wrap=True)
     if result["ceiling"] is None:
         print("one seed a subset: how far two true sweeps lie apart is not known; train with --runs 2 or more")

@@ -90,10 +90,10 @@ def plan(names: Sequence[str], options, seed: int, task: str | None) -> list[Sub
 
 def true_losses(folder: Path, names: Sequence[str], config_hash: str | None) -> dict[Subset, dict[str, float]]:
     """Validation loss of each item after each truly trained subset of `names`; none where there is no sweep."""
-    if not (folder / "runs.csv").exists() and not (folder / f"{folder.name}_valid.csv").exists():
+    if Results(folder.parent, folder.name).is_without_scores("valid"):
         return {}
-    scores = affinity.read_scores(folder, config_hash=config_hash)
-    scores = scores[(scores["metric"] == "loss") & ~scores["estimated"]]
+    scores = affinity.read_scores(folder, config_hash=config_hash, statuses=("completed",))
+    scores = scores[scores["metric"] == "loss"]
     found: dict[Subset, dict[str, float]] = {}
     for row in scores.itertuples():
         members = subsets.subset(row.trained_on.split())
@@ -185,6 +185,7 @@ class Estimate:
         self.names = [item.name for item in items]
         # the first training is short: no evaluation, its last model counts
         self.args.eval_strategy, self.args.load_best_model_at_end, self.args.do_predict = "no", False, False
+        self.args.save_strategy = "steps"  # at its end, too
         self.args.metric_for_best_model = None
         self.plan = plan(self.names, options, training_args.seed, getattr(data_args, "task_name", None))
         known = true_losses(self.true.folder, self.names, options.config_hash) if options.strength is None else {}
@@ -202,8 +203,11 @@ class Estimate:
             check_checkpoint(self.model_args, self.data_args.cache_dir, len(tokenizer), self.options.start_from)
         preparer = Preparer(tokenizer, self.data_args.cache_dir, self.data_args.max_source_length,
                             self.data_args.max_target_length, self.data_args.overwrite_cache)
-        written = []
-        for seed in range(self.args.seed, self.args.seed + self.runs):
+        seeds = range(self.args.seed, self.args.seed + self.runs)
+        for path in (self.results.folder / "runs").glob("estimate-s*"):  # of an estimate that this one replaces
+            if int(path.stem.removeprefix("estimate-s")) not in seeds:
+                path.unlink()
+        for seed in seeds:
             args = copy.copy(self.args)
             args.seed = seed
             data, selections = prepare_data(self.items, preparer, self.data_args, args)
@@ -215,12 +219,8 @@ class Estimate:
             if model is None:
                 return 1
             fits, costs["gradients"] = self._collect(model, tokenizer, data, seed)
-            written.append(self._fit(fits, costs, start, data))
-        for path in (self.results.folder / "runs").glob("estimate-s*.csv"):  # of an estimate that these replace
-            if path.stem not in written:
-                path.unlink()
-                path.with_suffix(".json").unlink(missing_ok=True)
-        self.results.merge()
+            del model
+            self._fit(fits, costs, start, data)
         self._say_what_next()
         return 0
 
@@ -242,6 +242,8 @@ class Estimate:
             run.args.overwrite_output_dir |= last_checkpoint(run.args) is None  # its weights are needed, not its record
             if not run.execute(tokenizer, {"train": data["train"]}):
                 return None, None
+            gc.collect()
+            torch.cuda.empty_cache()  # what the training held counts as free only then
             model = load(last_checkpoint(run.args))
             record = json.loads(self.results.part(run.run_id, "json").read_text(encoding="utf-8"))
         flops = [entry["total_flos"] for entry in record.get("training", {}).get("log", []) if "total_flos" in entry]
@@ -331,8 +333,8 @@ class Estimate:
             for start in range(0, len(drawn), most):
                 yield drawn[start:start + most], first[id(entry)]
 
-    def _fit(self, fits: Fits, costs: dict, start, data) -> str:
-        """Predict all subsets and write their rows; return the name of the part."""
+    def _fit(self, fits: Fits, costs: dict, start, data) -> None:
+        """Predict all subsets and write their rows."""
         from src.experiment import short_hash
 
         began, cpu = time.time(), time.process_time()
@@ -366,7 +368,6 @@ class Estimate:
                 "strength": strength, "chosen_by": how, "levels": level, "costs": costs, "subsets": len(self.plan),
                 "start": self.options.start_from or start.args.output_dir,
                 "calibrated_on": [" ".join(members) for members in sorted(self.truth)]}})
-        return name
 
     # ---- how far the fits go ---------------------------------------------------------------------------------------
 
@@ -387,8 +388,8 @@ class Estimate:
         print(f"calibrated on {len(self.truth)} true subsets: {strengths[best]:.4g} {unit}, relative error of their "
               f"loss {errors[best]:.1%} (constant guess {relative_error(true, np.mean(true)):.1%})")
         if best in (0, len(strengths) - 1):
-            warn(f"that is the {'least' if best == 0 else 'most'} that is tried; these gradients do not follow the "
-                 "true trainings well")
+            warn(f"that is the {'shortest' if best == 0 else 'longest'} training that is tried; these gradients do not "
+                 "follow the true trainings well")
         return strengths[best], "calibration", levels([item for _, item in pairs], np.log(true / guesses[:, best]))
 
     def _scan(self, fits: Fits) -> float:
@@ -399,7 +400,7 @@ class Estimate:
 
         strengths = SCANNED if fits.kind == "descent" else [1 / steps for steps in SCANNED]
         table = Table("strength", "mean loss", "p", Column("clusters", overflow="fold"),
-                      title=f"no true subset in {self.true.folder} to calibrate on: a scan over --strength")
+                      title="no true subset to calibrate on: a scan")
         predicted = {members: fits.predict(members, strengths) for members in self.plan}
         evidence = []
         for m, strength in enumerate(strengths):
@@ -415,7 +416,7 @@ class Estimate:
         best = strengths[clearest[len(clearest) // 2]]
         print(f"taken: {best:.4g} (of those with the smallest p the middle one; --strength sets another). Only true "
               "trainings tell how large the losses are: train some subsets into "
-              f"{self.true.folder} and give the same command again")
+              f"{self.true.folder}/ and give the same command again")
         return best
 
     def _say_what_next(self) -> None:

@@ -98,6 +98,9 @@ class Gradients:
         weight = model.get_input_embeddings().weight
         names = [name for name, value in model.named_parameters() if value is weight and name in self.parameters]
         self.embedding = names[0] if names and model.config.model_type in TAKES_EMBEDDED else None
+        places = [part.get_input_embeddings().weight for part in (model.get_encoder(), model.get_decoder())]
+        if not all(place is weight for place in places):
+            self.embedding = None
         tied = model.get_output_embeddings().weight is weight
         self._whole = {name: value for name, value in self.parameters.items() if tied or name != self.embedding}
 
@@ -255,7 +258,13 @@ def collect(path: Path, rows: Sequence[dict], first_token: bool, gradients: Grad
         while state["done"] < len(rows):
             done = state["done"]
             batch = [rows[i] for i in range(done, min(done + batch_size, len(rows)))]
-            found = _projected(gradients, projection, batch, first_token)
+            try:
+                found = _projected(gradients, projection, batch, first_token)
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+                continue
             if not np.isfinite(found).all():
                 raise InputError(f"{path.stem}: a gradient is no finite number; the training that led to this model "
                                  "broke down: lower --learning_rate, or give another --start_from")
@@ -278,8 +287,10 @@ def _projected(gradients: Gradients, projection: Projection, batch: Sequence[dic
 def cost(path: Path) -> dict:
     """Rows done, and what they took over all collections: seconds, cpu_seconds."""
     try:
+        if not path.exists():
+            raise FileNotFoundError
         return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # not begun, or its files were damaged: begin anew
         return {"done": 0, "seconds": 0.0, "cpu_seconds": 0.0}
 
 
@@ -323,7 +334,7 @@ def shrink(train: dict[str, list[Features]], valid: dict[str, list[Features]]) -
 
 
 def step_size(items: Sequence[Features]) -> float:
-    """The largest step with which descent converges for every subset of `items`.
+    """A step with which descent surely converges for every subset of `items`.
 
     The loss of a subset has curvature at most a quarter of the top eigenvalue of its mean of phi phi', which is no
     larger than the largest one among its items.

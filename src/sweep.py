@@ -117,13 +117,14 @@ class Sweep:
             cluster_file("--current_cluster_dir", args.current_cluster_dir), names, items.task)
         targets = subset(f"{items.task}_{t}" if items.task and t.isdigit() else t for t in args.target_tasks)
         self.fixed: list[Subset] | None = None
-        if args.subsets_file or args.from_estimate:
-            self.fixed = (read_subsets(args.subsets_file, names, items.task) if args.subsets_file
-                          else self._most_relevant(names))
+        if args.subsets_file:
+            self.fixed = read_subsets(args.subsets_file, names, items.task)
             sizes = [len(members) for members in self.fixed]
             self.space = Space(names, min(sizes), max(sizes))
         else:
             self.space = Space(names, args.min_task_num, args.max_task_num, targets, clusters)
+        if args.from_estimate:
+            self.fixed = self._most_relevant(self.space)
         if args.preload_combos:
             start, end = args.combos_section or (0, None)
             self.fixed = list(islice(self.space.combinations(), start, end))
@@ -137,8 +138,8 @@ class Sweep:
         self.interrupted: int | None = None  # by which signal
         self.refused: str | None = None  # message of a child that was given bad flags
 
-    def _most_relevant(self, names: Subset) -> list[Subset]:
-        """The subsets of `names` that matter most by the estimates of --from_estimate, --num_samples of them."""
+    def _most_relevant(self, space: Space) -> list[Subset]:
+        """The subsets of `space` that matter most by the estimates of --from_estimate, --num_samples of them."""
         from src import affinity
 
         args = self.args
@@ -146,12 +147,19 @@ class Sweep:
         if not (folder / "runs.csv").exists():
             near = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*/")])
             raise InputError(f"--from_estimate {args.from_estimate}: there is no {folder / 'runs.csv'}; {near}")
+        if args.save_name == args.from_estimate:
+            ways = {json.loads(path.read_text(encoding="utf-8"))["estimate"]["chosen_by"]
+                    for path in (folder / "runs").glob("estimate-s*.json")}
+            if ways != {"calibration"}:
+                raise InputError(
+                    f"--from_estimate {args.from_estimate}: these estimates were not calibrated on true trainings, so "
+                    "true scores cannot stand beside them; give another --save_name, and calibrate on what it holds")
         scores = affinity.read_scores(folder, statuses=("estimated",))
         ranked = affinity.rank_subsets(affinity.oriented(scores, "loss", args.task_dir), args.rank_by)
-        found = [subset(line.split()) for line in ranked if set(line.split()) <= set(names)]
+        found = [members for members in (subset(line.split()) for line in ranked) if members in space]
         if not found:
             raise InputError(f"--from_estimate {args.from_estimate}: {folder} estimates no subset of "
-                             f"{', '.join(names)}")
+                             f"{space.smallest} to {space.largest} of {', '.join(space.items)}")
         return found[:args.num_samples]
 
     # ---- what there is to do ---------------------------------------------------------------------------------------

@@ -80,18 +80,28 @@ def check_checkpoint(args: ModelArguments, cache_dir: str, tokenizer_size: int, 
     """Raise InputError where `folder` (--start_from) holds no checkpoint, or one of another model than `args` name."""
     folder, name = Path(folder), args.model_name_or_path
     where = f"--start_from {folder}"
-    if (folder / "adapter_config.json").is_file():
-        import peft
-
-        base = peft.PeftConfig.from_pretrained(folder).base_model_name_or_path
-        if base != name:
-            raise InputError(f"{where}: an adapter of another model, {base}, not of --model_name_or_path {name}")
-        return
-    if not (folder / "config.json").is_file():
+    is_adapter = (folder / "adapter_config.json").is_file()
+    if not (is_adapter or (folder / "config.json").is_file()) or not any(
+            path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
         found = {str(path.parent) for path in folder.parent.glob("*/*config.json")}
         raise InputError(f"{where}: no checkpoint there; {did_you_mean(str(folder), found)}")
+    try:
+        if is_adapter:
+            import peft
+
+            config = peft.PeftConfig.from_pretrained(folder)
+            if config.peft_type != peft.PeftType.LORA:
+                raise InputError(f"{where}: an adapter of the kind {config.peft_type}, only LORA is allowed")
+            base = config.base_model_name_or_path
+            if base != name and not (Path(name).is_dir() and Path(base).resolve() == Path(name).resolve()):
+                raise InputError(f"{where}: an adapter of another model, {base}, not of --model_name_or_path {name}")
+            return
+        other = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where}: its config cannot be read: {str(error).partition(chr(10))[0]}") from error
     own = AutoConfig.from_pretrained(name, revision=args.model_revision, cache_dir=f"{cache_dir}/hub")
-    other = AutoConfig.from_pretrained(folder)
     for key in SHAPES:
         here, there = getattr(own, key, None), getattr(other, key, None)
         if there != here and not (key == "vocab_size" and there == tokenizer_size):

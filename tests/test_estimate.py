@@ -57,7 +57,7 @@ def pretend_true(scratch, seeds=(1,), noise=0.0):
 
 def test_scan_then_calibration_then_comparison(scratch, capsys):
     assert estimate(*FLAGS, *START) == 0
-    assert "no true subset in results/x" in capsys.readouterr().out
+    assert "no true subset to calibrate on" in capsys.readouterr().out
     assert record(scratch)["chosen_by"] == "scan"
     assert estimate(*FLAGS, *START, "--strength", 63) == 0
     rows = scratch.rows("x_estimated")
@@ -87,7 +87,12 @@ def test_scan_then_calibration_then_comparison(scratch, capsys):
     assert result["ceiling"] is None
     assert result["likeness"] == 1
     assert result["costs"]["cpu_seconds"]["true"] == 6 * 20
-    assert 0 < result["costs"]["seconds"]["share_of_many"] < result["costs"]["seconds"]["share"]
+    assert result["item_means"] > result["relative_error"]
+    costs = result["costs"]["cpu_seconds"]
+    assert costs["calibration"] == 3 * 20
+    assert costs["share"] == pytest.approx((costs["gradients"] + costs["fits"]) / 120)
+    assert costs["share_of_many"] == pytest.approx(
+        (costs["gradients"] + 60 + costs["fits"] / 6 * 1000) / (120 / 6 * 1000))
     assert (scratch.folder / "results/x_estimated/compare.png").stat().st_size > 1000
 
 
@@ -151,6 +156,9 @@ def test_templates_of_one_task_and_free_text(scratch):
     ("--start_from nowhere", "--start_from nowhere: no checkpoint there"),
     ("--start_from other", "a checkpoint of another model: its d_model is 16"),
     ("--start_from adapter", "an adapter of another model, t5-large, not of --model_name_or_path"),
+    ("--start_from prompt", "an adapter of the kind PeftType.PROMPT_TUNING, only LORA is allowed"),
+    ("--start_from broken", "--start_from broken: its config cannot be read"),
+    ("--strength nan --fit ridge", "--strength nan must be above 0"),
     ("--project_dim -1", "--project_dim -1 must be at least 0"),
     ("--strength 2.5", "--strength 2.5 must be a whole number of steps"),
     ("--train_prompt_tuning True", "estimates are of full training or of --train_lora"),
@@ -166,6 +174,12 @@ def test_bad_input(scratch, capsys, bad, message):
         if name == "config.json":
             text = json.loads((scratch.folder / "data/models/tiny-t5/config.json").read_text()) | text
         (scratch.folder / folder / name).write_text(json.dumps(text | {"peft_type": "LORA"}))
+        (scratch.folder / folder / "model.safetensors").touch()
+    shutil.copytree(scratch.folder / "adapter", scratch.folder / "prompt")
+    (scratch.folder / "prompt/adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
+    (scratch.folder / "broken").mkdir()
+    (scratch.folder / "broken/config.json").write_text("{")
+    (scratch.folder / "broken/model.safetensors").touch()
     assert estimate(*FLAGS, *shlex.split(bad)) == 2
     assert message in capsys.readouterr().err
     assert not (scratch.folder / "results").exists()
@@ -234,6 +248,8 @@ def test_ranked_by_value_and_by_uncertainty():
 
 def test_sweep_trains_the_subsets_that_matter_most(scratch, capsys):
     assert estimate(*FLAGS, *START, "--strength", 63) == 0
+    pretend_true(scratch)
+    assert estimate(*FLAGS, *START) == 0
     ranked = affinity.rank_subsets(affinity.oriented(affinity.read_scores("results/x_estimated"), "loss", "data/tasks"),
                                    "value")
     capsys.readouterr()
@@ -252,5 +268,10 @@ def test_sweep_trains_the_subsets_that_matter_most(scratch, capsys):
     assert scratch.run(*sweep, "--from_estimate", "y") == 2
     assert "--from_estimate y: there is no results/y/runs.csv" in capsys.readouterr().err
     assert scratch.run(*sweep, "--rank_by", "uncertainty") == 2
+    assert scratch.run(*sweep, "--min_task_num", 3) == 2
+    assert "estimates no subset of 3 to 3" in capsys.readouterr().err
+    assert estimate(*FLAGS, *START, "--strength", 63) == 0
+    assert scratch.run(*sweep) == 2  # true scores beside losses of no known size
+    assert "not calibrated on true trainings" in capsys.readouterr().err
     assert scratch.run(*sweep, "--preload_combos") == 2
     assert "--preload_combos and --from_estimate exclude each other" in capsys.readouterr().err

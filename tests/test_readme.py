@@ -37,6 +37,8 @@ def test_command(command, scratch):
     (scratch.folder / "subsets.txt").write_text("sst2\nsst2 imdb\n")
     place = scratch.folder / "results/warm_estimated"
     place.mkdir(parents=True)
+    (place / "runs").mkdir()
+    (place / "runs/estimate-s42.json").write_text('{"estimate": {"chosen_by": "calibration"}}')
     row = "estimate-s42,estimated,42,demo_a1,,,demo_a1 demo_a2,valid,,loss,0.5,,,,,"
     (place / "runs.csv").write_text(f"{','.join(COLUMNS)}\n{row}\n")
     words = [word for word in command if not re.match(r"[A-Z_]+=", word)]
@@ -75,7 +77,7 @@ def test_flags_exist():
     known |= {*sweep_parser("", "")._option_string_actions, *cluster_parser()._option_string_actions}
     known |= {f"--{name}" for name in OLD_SPELLINGS}
     known |= {"--target_task_group", "--dataset", "--num_tasks"}
-    elsewhere = {"--help", "--rows", "--nproc_per_node", "--seeds"}  # of src.tasks, torchrun and the bench of the demo
+    elsewhere = {"--help", "--rows", "--nproc_per_node", "--seeds", "--control"}  # of src.tasks, torchrun and benches
     for flag in set(re.findall(r"--[a-z_]+\d*", DOCUMENTS)) - elsewhere:
         assert flag in known or translate_old_flags([flag, "0"]) != [flag, "0"], flag
 
