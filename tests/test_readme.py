@@ -77,7 +77,8 @@ def test_flags_exist():
     known |= {*sweep_parser("", "")._option_string_actions, *cluster_parser()._option_string_actions}
     known |= {f"--{name}" for name in OLD_SPELLINGS}
     known |= {"--target_task_group", "--dataset", "--num_tasks"}
-    elsewhere = {"--help", "--rows", "--nproc_per_node", "--seeds", "--control"}  # of src.tasks, torchrun and benches
+    elsewhere = {"--help", "--rows", "--nproc_per_node", "--seeds", "--control", "--tasks", "--steps", "--rounds",
+                 "--padded"}  # of src.tasks, torchrun and the benches
     for flag in set(re.findall(r"--[a-z_]+\d*", DOCUMENTS)) - elsewhere:
         assert flag in known or translate_old_flags([flag, "0"]) != [flag, "0"], flag
 
