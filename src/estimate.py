@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     one_task = any(argument.partition("=")[0] == "--task_name" for argument in arguments)
     kind = args.InstructionArguments if one_task else args.MultitaskArguments
-    needed = ["--do_train", "--do_eval", "--predict_with_generate"]  # an estimate is of both
+    needed = ["--do_train", "--do_eval", "--predict_with_generate"]  # which the training scripts ask for
     data_args, model_args, result_args, training_args, options = args.parse(
         kind, __doc__, needed + arguments, (args.EstimateArguments,))
     if model_args.train_prefix or model_args.train_prompt_tuning:
@@ -183,6 +183,7 @@ class Estimate:
         self.results = Results(result_args.results_dir, save_name + SUFFIX)
         self.results.check_writable()
         self.names = [item.name for item in items]
+        self.args.do_train = self.args.do_eval = True
         # the first training is short: no evaluation, its last model counts
         self.args.eval_strategy, self.args.load_best_model_at_end, self.args.do_predict = "no", False, False
         self.args.save_strategy = "steps"  # at its end, too
@@ -204,9 +205,6 @@ class Estimate:
         preparer = Preparer(tokenizer, self.data_args.cache_dir, self.data_args.max_source_length,
                             self.data_args.max_target_length, self.data_args.overwrite_cache)
         seeds = range(self.args.seed, self.args.seed + self.runs)
-        for path in (self.results.folder / "runs").glob("estimate-s*"):  # of an estimate that this one replaces
-            if int(path.stem.removeprefix("estimate-s")) not in seeds:
-                path.unlink()
         for seed in seeds:
             args = copy.copy(self.args)
             args.seed = seed
@@ -220,6 +218,9 @@ class Estimate:
                 return 1
             fits, costs["gradients"] = self._collect(model, tokenizer, data, seed)
             del model
+            for path in (self.results.folder / "runs").glob("estimate-s*"):  # of an estimate that this one replaces
+                if int(path.stem.removeprefix("estimate-s")) not in seeds:
+                    path.unlink()
             self._fit(fits, costs, start, data)
         self._say_what_next()
         return 0
@@ -305,8 +306,7 @@ class Estimate:
             for role, item, entry in sets:
                 path = (Path(self.data_args.cache_dir) / "gradients"
                         / f"{entry.template.item}-{role}-{short_hash([*common, entry.key])}.npy")
-                room = self.args.per_device_train_batch_size * self.data_args.max_source_length
-                batch = max(1, min(most, room // len(rows[id(entry)][0]["input_ids"])))
+                batch = self._batch_size(rows[id(entry)], most)
                 for done in gradients.collect(path, rows[id(entry)], first[id(entry)], of_model, projection, batch):
                     bar.advance(task, done)
                 for name in costs:
@@ -321,8 +321,12 @@ class Estimate:
                     getattr(self.data_args, "mixing", "proportional"),
                     getattr(self.data_args, "mixing_temperature", 1.0)), costs
 
-    @staticmethod
-    def _sample(sets, rows, first, seed: int, most: int) -> Iterator[tuple[list[dict], bool]]:
+    def _batch_size(self, rows: list[dict], most: int) -> int:
+        """As many rows, of which the first is the longest, as take no more room than a training batch of long ones."""
+        room = self.args.per_device_train_batch_size * self.data_args.max_source_length
+        return max(1, min(most, room // len(rows[0]["input_ids"])))
+
+    def _sample(self, sets, rows, first, seed: int, most: int) -> Iterator[tuple[list[dict], bool]]:
         """Batches of training rows of all items, as many of each as of any other."""
         from src import gradients
 
@@ -330,8 +334,9 @@ class Estimate:
         for entry in train:
             part = rows[id(entry)]
             drawn = random.Random(f"scales {seed}").sample(part, min(len(part), -(-gradients.SAMPLE // len(train))))
-            for start in range(0, len(drawn), most):
-                yield drawn[start:start + most], first[id(entry)]
+            size = self._batch_size(part, most)
+            for start in range(0, len(drawn), size):
+                yield drawn[start:start + size], first[id(entry)]
 
     def _fit(self, fits: Fits, costs: dict, start, data) -> None:
         """Predict all subsets and write their rows."""
