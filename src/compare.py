@@ -200,13 +200,16 @@ def show(args: argparse.Namespace, result: dict, calibrated: int) -> None:
                           soft_wrap=True)
     print("clusters not compared: pairs are missing, or there are fewer than three items" if result["likeness"] is None
           else f"likeness of the clusters: adjusted Rand index {result['likeness']:.2f}")
-    table = Table("cost", "true", "first training", "gradients", "fits", "share", "calibration", f"of {MANY:,}",
-                  title=f"{result['costs']['subsets']} subsets, {result['costs']['true_runs']} true runs")
-    for name, label, how in (("seconds", "seconds", ".1f"), ("cpu_seconds", "CPU seconds", ".1f"),
-                             ("flops", "FLOPs", ".3g")):
-        row = result["costs"][name]
-        table.add_row(label, *(number(row[part], how) for part in ("true", "training", "gradients", "fits")),
-                      number(row["share"], ".1%"), number(row["calibration"], how), number(row["share_of_many"], ".1%"))
+    spent = result["costs"]
+    table = Table("cost", "seconds", "CPU seconds", "FLOPs",
+                  title=f"{spent['subsets']} subsets, {spent['true_runs']} true runs")
+    kinds = (("seconds", ".1f"), ("cpu_seconds", ".1f"), ("flops", ".3g"))
+    for part, label in (("true", "true runs"), ("training", "estimate: first training"), ("gradients", "gradients"),
+                        ("fits", "fits"), ("calibration", "true runs of the calibration")):
+        table.add_row(label, *(number(spent[kind][part], how) for kind, how in kinds))
+    table.add_row("estimate / true, without calibration", *(number(spent[kind]["share"], ".1%") for kind, _ in kinds))
+    table.add_row(f"for {MANY:,} subsets, with calibration",
+                  *(number(spent[kind]["share_of_many"], ".1%") for kind, _ in kinds))
     console.print(table)
     for key, what in (("constant", "the constant guess"), ("item_means", "each item's mean over the calibration")):
         if result[key] is not None and result["relative_error"] >= result[key]:
