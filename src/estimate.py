@@ -190,6 +190,10 @@ class Estimate:
         self.args.metric_for_best_model = None
         self.plan = plan(self.names, options, training_args.seed, getattr(data_args, "task_name", None))
         known = true_losses(self.true.folder, self.names, options.config_hash) if options.strength is None else {}
+        models = self.true.models()
+        if known and models and not models & {model_args.model_name_or_path, options.start_from}:
+            warn(f"the sweep {self.true.folder} trained {', '.join(sorted(models))}, which is neither "
+                 "--model_name_or_path nor --start_from: estimates may say little about it")
         chosen = spread(sorted(known), options.calibrate, training_args.seed)
         self.truth = {members: known[members] for members in chosen}
         set_up_logging(training_args)
@@ -405,7 +409,7 @@ class Estimate:
 
         strengths = SCANNED if fits.kind == "descent" else [1 / steps for steps in SCANNED]
         table = Table("strength", "mean loss", "p", Column("clusters", overflow="fold"),
-                      title="no true subset to calibrate on: a scan")
+                      title="not calibrated on true subsets: a scan")
         predicted = {members: fits.predict(members, strengths) for members in self.plan}
         evidence = []
         for m, strength in enumerate(strengths):

@@ -118,6 +118,14 @@ class Results:
             return not any(row.get("status") == "completed" and row.get("split") == split
                            for row in csv.DictReader(file))
 
+    def models(self) -> set[str]:
+        """The models of the completed runs, as --model_name_or_path gave them; empty where that is not recorded."""
+        if not self.runs_csv.exists():
+            return set()
+        with self.runs_csv.open(encoding="utf-8", newline="") as file:
+            done = [row for row in csv.DictReader(file) if row.get("status") == "completed"]
+        return {row["model"] for row in done if row.get("model")}
+
     def merge(self) -> int:
         """Rebuild runs.csv, _valid.csv and _test.csv from the parts; return the number of runs.
 

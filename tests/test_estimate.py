@@ -57,7 +57,7 @@ def pretend_true(scratch, seeds=(1,), noise=0.0):
 
 def test_scan_then_calibration_then_comparison(scratch, capsys):
     assert estimate(*FLAGS, *START) == 0
-    assert "no true subset to calibrate on" in capsys.readouterr().out
+    assert "not calibrated on true subsets" in capsys.readouterr().out
     assert record(scratch)["chosen_by"] == "scan"
     assert estimate(*FLAGS, *START, "--strength", 63) == 0
     rows = scratch.rows("x_estimated")
@@ -69,7 +69,9 @@ def test_scan_then_calibration_then_comparison(scratch, capsys):
     before = {row["trained_on"] + row["item"]: row["value"] for row in rows if row["metric"] == "loss"}
 
     assert estimate(*FLAGS, *START, "--calibrate", 3) == 0
-    assert "calibrated on 3 true subsets: 63 steps, relative error of their loss 0.0%" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "calibrated on 3 true subsets: 63 steps, relative error of their loss 0.0%" in captured.out
+    assert "which is neither" not in captured.err
     found = record(scratch)
     assert (found["strength"], found["chosen_by"], len(found["calibrated_on"])) == (63, "calibration", 3)
     after = {row["trained_on"] + row["item"]: row["value"] for row in scratch.rows("x_estimated")
@@ -194,6 +196,15 @@ def test_memory_is_checked_before_the_training(scratch, capsys, monkeypatch, fre
     assert estimate(*FLAGS, *extra) == 2
     assert message in capsys.readouterr().err
     assert not list(scratch.folder.glob("saved/*"))
+
+
+def test_a_sweep_of_another_model_is_named(scratch, capsys):
+    assert estimate(*FLAGS, *START, "--strength", 5) == 0
+    pretend_true(scratch)
+    path = scratch.folder / "results/x/runs.csv"
+    path.write_text(path.read_text().replace("data/models/tiny-t5", "t5-large"))
+    assert estimate(*FLAGS, *START) == 0
+    assert "results/x trained t5-large, which is neither --model_name_or_path nor" in capsys.readouterr().err
 
 
 def test_comparison_needs_both(scratch, capsys):
