@@ -9,6 +9,7 @@ import numpy as np
 from src import DEFAULT_TASK_DIR, affinity, clustering, plots
 from src.errors import InputError, OneLineErrors
 
+SUFFIX = "_estimated"  # of the name of a sweep: its estimates
 MANY = 1000  # subsets to which the share of the cost is extrapolated
 
 
@@ -35,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     args = make_parser().parse_args(arguments)
-    folders = [Path(args.results_dir) / (args.estimated or f"{args.save_name}_estimated"),
+    folders = [Path(args.results_dir) / (args.estimated or args.save_name + SUFFIX),
                Path(args.results_dir) / args.save_name]
     guess, true = (_scores(folder, args, estimated)
                    for folder, estimated in zip(folders, (True, False), strict=True))

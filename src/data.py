@@ -4,21 +4,20 @@ What is tokenised is written to <cache_dir>/tokenised/ under a key made of every
 source and selection, the template's text, the tokenizer and the lengths. Runs, scripts and sweeps share these files.
 """
 
-import contextlib
-import fcntl
 import functools
 import hashlib
 import itertools
 import json
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.errors import InputError, warn
 from src.metrics import metric_names
+from src.results import locked
 from src.tasks import EmptyRow, Rendered, Task, Template
 
 if TYPE_CHECKING:
@@ -281,7 +280,7 @@ class Preparer:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(f"--cache_dir: cannot create {self.folder}: {error.strerror}") from error
-            with _lock(data.with_suffix(".lock")):
+            with locked(data.with_suffix(".lock")):
                 if not meta.exists() or self.overwrite_cache:  # another process may have written it meanwhile
                     self._write(selection, template, data, meta)
             self._written.add(key)
@@ -393,11 +392,3 @@ def mix(prepared: Sequence[Prepared], mixing: str = "proportional", temperature:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`, so that processes that need the same file do not both make it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

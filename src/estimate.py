@@ -27,13 +27,12 @@ from pathlib import Path
 import numpy as np
 
 from src import affinity, subsets
-from src.compare import clusters, relative_error
+from src.compare import SUFFIX, clusters, relative_error
 from src.errors import InputError, run_as_script, warn
 from src.names import natural_order
 from src.results import Results, check_name
 from src.subsets import Space, Subset
 
-SUFFIX = "_estimated"
 STEPS = sorted({round(steps) for steps in np.geomspace(1, 1000, 31)})  # of the descent, to be calibrated
 SCANNED = STEPS[::3]
 MANY = 200_000  # subsets that nobody wants without saying so
@@ -190,8 +189,8 @@ class Estimate:
         self.args.metric_for_best_model = None
         self.plan = plan(self.names, options, training_args.seed, getattr(data_args, "task_name", None))
         known = true_losses(self.true.folder, self.names, options.config_hash) if options.strength is None else {}
-        models = self.true.models()
-        if known and models and not models & {model_args.model_name_or_path, options.start_from}:
+        models = self.true.models() if known else set()
+        if models and not models & {model_args.model_name_or_path, options.start_from}:
             warn(f"the sweep {self.true.folder} trained {', '.join(sorted(models))}, which is neither "
                  "--model_name_or_path nor --start_from: estimates may say little about it")
         chosen = spread(sorted(known), options.calibrate, training_args.seed)
@@ -254,9 +253,7 @@ class Estimate:
         flops = [entry["total_flos"] for entry in record.get("training", {}).get("log", []) if "total_flos" in entry]
         costs = {"training": {"seconds": record.get("seconds", 0), "cpu_seconds": record.get("cpu_seconds", 0),
                               "flops": sum(flops)}}
-        model = model.to(torch.device(run.args.device))
-        self._check_memory(model, data)
-        return model, costs
+        return model.to(torch.device(run.args.device)), costs
 
     def _check_memory(self, model, data) -> int:
         """Examples whose gradients fit into memory at once; raise InputError where not even one does."""
@@ -363,12 +360,10 @@ class Estimate:
                 values = {"loss": loss[0] * level.get(item_name, level.get("", 1.0))}
                 if all(template.answer_choices for template in item.templates):
                     values |= {metric: right[0] for metric in ("exact_match", "accuracy") if metric in item.metrics}
-                rows += [{
-                    "run_id": name, "status": "estimated", "seed": start.args.seed, "item": item_name,
-                    "template": " ".join(t.name for t in item.templates),
-                    "template_hash": " ".join(t.hash for t in item.templates),
+                rows += [start.row(item) | {
+                    "run_id": name, "status": "estimated",
                     "trained_on": " ".join(sorted(members, key=natural_order)), "split": "valid",
-                    "model": self.model_args.model_name_or_path, "metric": metric, "value": round(float(value), 6),
+                    "metric": metric, "value": round(float(value), 6),
                     "n_examples": sum(len(entry.dataset) for entry in data["validation"][item_name]), "steps": "",
                     "seconds": round(costs["fits"]["seconds"] / len(self.plan), 4), "commit": record["commit"],
                     "config_hash": short_hash([start.config_hash, options])} for metric, value in values.items()]

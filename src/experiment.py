@@ -201,11 +201,9 @@ class Run:
                    "cpu_seconds": round(time.process_time() - cpu, 2), "peak_memory_mb": _peak_memory_mb(),
                    "scores": scores}
         for split, item, metric, value, count in values:
-            rows.append({
-                "run_id": self.run_id, "status": status, "seed": args.seed, "item": item.name,
-                "template": " ".join(t.name for t in item.templates),
-                "template_hash": " ".join(t.hash for t in item.templates), "trained_on": self.trained_on,
-                "split": split, "model": self.model_args.model_name_or_path, "metric": metric, "value": value,
+            rows.append(self.row(item) | {
+                "run_id": self.run_id, "status": status, "trained_on": self.trained_on, "split": split,
+                "metric": metric, "value": value,
                 "n_examples": count, "steps": record.get("training", {}).get("steps", ""),
                 "seconds": record["seconds"], "commit": record["commit"], "config_hash": self.config_hash})
         if args.process_index == 0:
@@ -249,6 +247,11 @@ class Run:
                     continue
                 for metric in item.metrics:
                     yield split, item, metric, round(scores[split][f"eval_{item.name}_{metric}"], 6), count
+
+    def row(self, item: Item) -> dict:
+        """The columns of a result that the run and the item decide."""
+        return {"seed": self.args.seed, "item": item.name, "template": " ".join(t.name for t in item.templates),
+                "template_hash": " ".join(t.hash for t in item.templates), "model": self.model_args.model_name_or_path}
 
     def describe(self, data: Data) -> dict:
         """The record of a run that begins: arguments, versions, device, commit, rows."""
@@ -307,7 +310,7 @@ def _config_hash(data_args, model_args, args) -> str:
     settings = {name: value for name, value in args.to_dict().items() if value != defaults.get(name)}
     settings |= dataclasses.asdict(data_args) | dataclasses.asdict(model_args) | {"processes": args.world_size}
     return short_hash({name: value for name, value in settings.items()
-                  if changes_result(name) and name not in adapters - used} | {"do_train": args.do_train})
+                       if changes_result(name) and name not in adapters - used} | {"do_train": args.do_train})
 
 
 def short_hash(value) -> str:

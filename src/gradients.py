@@ -8,7 +8,6 @@ Sharma and Zhang, "Scalable Multitask Learning Using Gradient-based Estimation o
 Approach", 2024 (arXiv 2409.19458).
 """
 
-import fcntl
 import hashlib
 import json
 import time
@@ -22,7 +21,7 @@ import torch
 from torch.func import functional_call, grad, vmap
 
 from src.errors import InputError
-from src.results import write_whole
+from src.results import locked, write_whole
 
 if TYPE_CHECKING:
     from src.data import Prepared
@@ -97,10 +96,9 @@ class Gradients:
         # An embedding's gradient is nearly all zeros: where the model takes embedded tokens, only what is not is made.
         weight = model.get_input_embeddings().weight
         names = [name for name, value in model.named_parameters() if value is weight and name in self.parameters]
-        self.embedding = names[0] if names and model.config.model_type in TAKES_EMBEDDED else None
-        places = [part.get_input_embeddings().weight for part in (model.get_encoder(), model.get_decoder())]
-        if not all(place is weight for place in places):
-            self.embedding = None
+        parts = model.get_encoder(), model.get_decoder()
+        shared = all(part.get_input_embeddings().weight is weight for part in parts)
+        self.embedding = names[0] if names and shared and model.config.model_type in TAKES_EMBEDDED else None
         tied = model.get_output_embeddings().weight is weight
         self._whole = {name: value for name, value in self.parameters.items() if tied or name != self.embedding}
 
@@ -248,8 +246,7 @@ def collect(path: Path, rows: Sequence[dict], first_token: bool, gradients: Grad
         the number of rows done at each step, those of an earlier collection first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the same command started twice
+    with locked(path.with_suffix(".lock")):  # the same command started twice
         state = cost(path)
         shape = len(rows), COLUMNS + projection.width
         array = np.lib.format.open_memmap(path, "r+" if state["done"] else "w+", np.float32, shape=shape)

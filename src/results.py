@@ -21,7 +21,7 @@ import math
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,14 @@ def write_whole(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path`, so that processes that need the same file do not both write it."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class Results:
@@ -134,7 +142,7 @@ class Results:
         """
         if not (self.folder / "runs").is_dir():
             raise InputError(f"{self.folder}: no runs there")
-        with self._lock():
+        with locked(self.folder / ".lock"):
             parts, header = [], ",".join(COLUMNS) + "\n"
             for path in sorted((self.folder / "runs").glob("*.csv")):
                 text = path.read_text(encoding="utf-8")
@@ -149,12 +157,6 @@ class Results:
                 else:
                     self.summary_csv(split).unlink(missing_ok=True)
         return len(parts)
-
-    @contextlib.contextmanager
-    def _lock(self):
-        with (self.folder / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def _summary(rows: Iterable[Mapping[str, str]], split: str) -> str:
