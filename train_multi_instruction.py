@@ -8,16 +8,17 @@ CUDA_VISIBLE_DEVICES=0 python train_multi_instruction.py --do_train --do_eval --
 Results: results/<save_name>/, one row per template; README.md explains the files.
 """
 
-from src.errors import run_as_script
+from src.cli import run_as_script
 
 
 def main() -> int:
-    from src.args import InstructionArguments, parse
+    from src.training.flags import InstructionArguments, parse
 
     data_args, model_args, result_args, training_args = parse(InstructionArguments, __doc__)
 
-    from src.experiment import default_save_name, instruction_items, run_experiment
-    from src.tasks import load_task
+    from src.tasks.catalogue import load_task
+    from src.tasks.task import instruction_items
+    from src.training.experiment import default_save_name, run_experiment
 
     indices = data_args.indices()
     items = instruction_items(load_task(data_args.task_name, data_args.task_dir), indices)

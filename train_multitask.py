@@ -8,16 +8,17 @@ CUDA_VISIBLE_DEVICES=0 python train_multitask.py --do_train --do_eval --predict_
 Results: results/<save_name>/, one row per task; README.md explains the files.
 """
 
-from src.errors import run_as_script
+from src.cli import run_as_script
 
 
 def main() -> int:
-    from src.args import MultitaskArguments, parse
+    from src.training.flags import MultitaskArguments, parse
 
     data_args, model_args, result_args, training_args = parse(MultitaskArguments, __doc__)
 
-    from src.experiment import default_save_name, run_experiment, task_items
-    from src.tasks import expand_names, load_task
+    from src.tasks.catalogue import expand_names, load_task
+    from src.tasks.task import task_items
+    from src.training.experiment import default_save_name, run_experiment
 
     names, indices = expand_names(data_args.task_names, data_args.task_dir), data_args.indices()
     items = task_items([load_task(name, data_args.task_dir) for name in names], indices)

@@ -9,10 +9,10 @@ The children are train_multi_instruction.py. Completed subsets: sampled_tasks/<t
 <dataset>_<index>. Results: results/<save_name>/. --dry_run shows what would be done.
 """
 
-from src.errors import InputError, run_as_script
-from src.sweep import Items, run_sweep
-from src.sweep_args import parse, sweep_parser
-from src.tasks import load_task
+from src.cli import InputError, run_as_script
+from src.sweep.flags import parse, sweep_parser
+from src.sweep.scheduler import Items, run_sweep
+from src.tasks.catalogue import load_task
 
 CHILD = "train_multi_instruction.py"
 

@@ -11,10 +11,11 @@ Completed subsets: sampled_tasks/<task_set_name>.txt. Results: results/<save_nam
 import hashlib
 from pathlib import Path
 
-from src.errors import InputError, run_as_script
-from src.sweep import Items, run_sweep
-from src.sweep_args import parse, sweep_parser
-from src.tasks import GROUPS, expand_names, load_task, task_names
+from src.cli import InputError, run_as_script
+from src.sweep.flags import parse, sweep_parser
+from src.sweep.scheduler import Items, run_sweep
+from src.tasks.catalogue import expand_names, load_task, task_names
+from src.tasks.task import GROUPS
 
 CHILD = "train_multitask.py"
 

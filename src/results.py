@@ -12,61 +12,23 @@ sees half a file, two writers never lose a row, and a run that is repeated repla
 """
 
 import argparse
-import contextlib
 import csv
-import fcntl
 import io
 import json
 import math
-import os
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from src.errors import InputError, run_as_script
-from src.names import natural_order
+from src.cli import InputError, run_as_script
+from src.files import check_writable, locked, write_whole
+from src.names import check_name, natural_order
 
 COLUMNS = ("run_id", "status", "seed", "item", "template", "template_hash", "trained_on", "split", "model", "metric",
            "value", "n_examples", "steps", "seconds", "commit", "config_hash")
 SPLITS = ("valid", "test")
-MAX_NAME = 100  # bytes; leaves room for the suffixes within the 255 of a file name
-
-
-def check_name(flag: str, name: str) -> None:
-    """Raise InputError where `name` cannot be the name of a folder and files of its own."""
-    if not name or name != Path(name).name or name.startswith(".") or len(name.encode()) > MAX_NAME:
-        raise InputError(f"{flag} '{name}' must be a plain file name of at most {MAX_NAME} bytes, without '/'")
-
-
-def check_writable(what: str, place: Path) -> None:
-    """Raise InputError, beginning with `what`, where a folder at `place` could not be written. Creates nothing."""
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"{what}: {place} is not a folder that may be written")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write `path` so that it is either old or new, never half, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`, so that processes that need the same file do not both write it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 class Results:

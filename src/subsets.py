@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import comb
 from pathlib import Path
 
-from src.errors import InputError, did_you_mean
+from src.cli import InputError, did_you_mean
 from src.names import natural_order
 
 Subset = tuple[str, ...]

@@ -11,7 +11,7 @@ import time
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
-from src import affinity, clustering
+from src.cluster import affinity, evidence, rounding, sdp
 
 
 def planted(sizes: list[int], noise: float, seed: int, kind: str = "independent") -> tuple[np.ndarray, np.ndarray]:
@@ -30,11 +30,11 @@ def planted(sizes: list[int], noise: float, seed: int, kind: str = "independent"
 
 def auto(S: np.ndarray) -> dict[str, int]:
     """Number of clusters by each rule."""
-    tried = {k: labels for k, labels in clustering.extend(S, np.full(len(S), -1)).items() if 2 <= k < len(S)}
+    tried = {k: labels for k, labels in rounding.extend(S, np.full(len(S), -1)).items() if 2 <= k < len(S)}
     off = ~np.eye(len(S), dtype=bool)
     fixed = 0.75 * S[off].std() * np.sqrt(len(S))
-    rules = {"penalised": clustering.penalised_density, "within sum": clustering.within_sum,
-             "fixed penalty": lambda S, labels: clustering.density(S, labels) - fixed * (labels.max() + 1)}
+    rules = {"penalised": sdp.penalised_density, "within sum": sdp.within_sum,
+             "fixed penalty": lambda S, labels: sdp.density(S, labels) - fixed * (labels.max() + 1)}
     return {name: max(tried, key=lambda k: rule(S, tried[k])) for name, rule in rules.items()}
 
 
@@ -47,23 +47,23 @@ def cpu(call, *arguments, **options) -> tuple:
 
 def recovery(seeds: int = 50) -> None:
     print(f"\n## Recovery of 4 blocks of 5, k given: mean adjusted Rand index over {seeds} seeds, and mean gap")
-    methods = [m for m in clustering.METHODS if m != "exhaustive"]
+    methods = [m for m in rounding.METHODS if m != "exhaustive"]
     print("noise  " + "  ".join(f"{m:>13}" for m in methods) + "   gap of sdp")
     for noise in (0.4, 0.6, 0.8, 1.0, 1.2):
         scores, gaps = {m: [] for m in methods}, []
         for seed in range(seeds):
             T, truth = planted([5] * 4, noise, seed)
-            S = clustering.symmetric(T)
+            S = sdp.symmetric(T)
             for method in methods:
-                labels, relaxation = clustering.find_clusters(S, 4, method)
+                labels, relaxation = rounding.find_clusters(S, 4, method)
                 scores[method].append(adjusted_rand_score(truth, labels))
                 if method == "sdp":
-                    gaps.append(1 - clustering.density(S, labels) / relaxation.bound)
+                    gaps.append(1 - sdp.density(S, labels) / relaxation.bound)
         print(f"{noise:5}  " + "  ".join(f"{np.mean(scores[m]):13.3f}" for m in methods) + f"   {np.mean(gaps):.2%}")
     many = []
     for seed in range(8 * seeds):  # here single seeds differ so much that the mean of fifty says little
         T, truth = planted([5] * 4, 1.0, seed)
-        many.append(adjusted_rand_score(truth, clustering.find_clusters(clustering.symmetric(T), 4)[0]))
+        many.append(adjusted_rand_score(truth, rounding.find_clusters(sdp.symmetric(T), 4)[0]))
     print(f"sdp at noise 1.0, {len(many)} seeds: {np.mean(many):.3f} +- {np.std(many, ddof=1) / len(many) ** .5:.3f}")
 
 
@@ -73,9 +73,9 @@ def optimum(matrices: int = 100) -> None:
         ratios = []
         for seed in range(matrices):
             n, k = 6 + seed % 5, 2 + seed % 3
-            S = clustering.symmetric(planted([1] * n, 1.0, seed)[0])
-            best = clustering.density(S, clustering.exhaustive(S, k))
-            ratios.append(clustering.density(S, clustering.find_clusters(S, k, method)[0]) / best)
+            S = sdp.symmetric(planted([1] * n, 1.0, seed)[0])
+            best = sdp.density(S, rounding.exhaustive(S, k))
+            ratios.append(sdp.density(S, rounding.find_clusters(S, k, method)[0]) / best)
         print(f"{method:>10}: min {min(ratios):.4f}  mean {np.mean(ratios):.4f}  "
               f"optimal {np.mean(np.isclose(ratios, 1)):.0%}"
               + ("" if method == "sdp" else "  (its number of clusters is not always k)"))
@@ -85,12 +85,12 @@ def speed() -> None:
     print("\n## CPU seconds for one k, certificate included, and for choosing k, and for the permutation test")
     for n, k, noise in ((20, 4, 0.7), (100, 5, 2.0), (100, 10, 1.0), (100, 10, 5.0), (400, 10, 2.0), (400, 20, 5.0)):
         T, truth = planted([n // k] * k, noise, 0)
-        S = clustering.symmetric(T)
-        (labels, relaxation), seconds = cpu(clustering.find_clusters, S, k)
+        S = sdp.symmetric(T)
+        (labels, relaxation), seconds = cpu(rounding.find_clusters, S, k)
         _, choosing = cpu(auto, S)
-        _, testing = cpu(clustering.permutation_test, T, 19, np.random.default_rng(0))
+        _, testing = cpu(evidence.permutation_test, T, 19, np.random.default_rng(0))
         print(f"n = {n:3}, k = {k:2}, noise {noise}: {seconds:.2f} s ({relaxation.iterations} iterations), gap "
-              f"{1 - clustering.density(S, labels) / relaxation.bound:.2%}, ARI "
+              f"{1 - sdp.density(S, labels) / relaxation.bound:.2%}, ARI "
               f"{adjusted_rand_score(truth, labels):.2f}; choosing k {choosing:.2f} s; 19 permutations {testing:.1f} s")
 
 
@@ -99,8 +99,8 @@ def reference() -> None:
 
     print("\n## The same optimum by cvxpy with SCS (eps 1e-7), n = 20")
     for k, noise in ((4, 0.6), (4, 1.0), (3, 5.0)):
-        S = clustering.symmetric(planted([20 // k] * (k - 1) + [20 - 20 // k * (k - 1)], noise, 0)[0])
-        ours, seconds = cpu(clustering.solve_sdp, S, k)
+        S = sdp.symmetric(planted([20 // k] * (k - 1) + [20 - 20 // k * (k - 1)], noise, 0)[0])
+        ours, seconds = cpu(sdp.solve_sdp, S, k)
         X = cvxpy.Variable((20, 20), PSD=True)
         problem = cvxpy.Problem(cvxpy.Maximize(cvxpy.trace(S @ X)), [X >= 0, cvxpy.sum(X, 1) == 1, cvxpy.trace(X) == k])
         _, theirs = cpu(problem.solve, solver="SCS", eps=1e-7, max_iters=200_000)
@@ -115,7 +115,7 @@ def number(seeds: int = 40) -> None:
     for sizes, noise in cases:
         line = []
         for kind in ("independent", "symmetric", "partner"):
-            found = [auto(clustering.symmetric(planted(sizes, noise, seed, kind)[0])) for seed in range(seeds)]
+            found = [auto(sdp.symmetric(planted(sizes, noise, seed, kind)[0])) for seed in range(seeds)]
             line.append(f"{kind} " + " ".join(f"{rule}: {np.mean([f[rule] == len(sizes) for f in found]):.2f}"
                                               for rule in found[0]))
         print(f"{sizes!s:>22} noise {noise}: " + " | ".join(line))
@@ -127,7 +127,7 @@ def null(seeds: int = 40) -> None:
     for sizes, noise in cases:
         line = []
         for kind in ("independent", "symmetric", "partner"):
-            p = [clustering.permutation_test(planted(sizes, noise, seed, kind)[0], 99, np.random.default_rng(seed))
+            p = [evidence.permutation_test(planted(sizes, noise, seed, kind)[0], 99, np.random.default_rng(seed))
                  for seed in range(seeds)]
             line.append(f"{kind} {np.mean(np.array(p) <= 0.05):.2f}")
         name = f"noise only, n = {sizes[0]}" if len(sizes) == 1 else f"{sizes}, noise {noise}"
@@ -163,9 +163,9 @@ def sweeps(seeds: int = 20) -> None:
             found = exact = 0
             for seed in range(seeds):
                 T, truth = simulated(groups, size, together, strength, seed)
-                S = clustering.symmetric(T)
-                found += clustering.permutation_test(T, 99, np.random.default_rng(seed)) <= 0.05
-                exact += adjusted_rand_score(truth, clustering.find_clusters(S, auto(S)["penalised"])[0]) == 1
+                S = sdp.symmetric(T)
+                found += evidence.permutation_test(T, 99, np.random.default_rng(seed)) <= 0.05
+                exact += adjusted_rand_score(truth, rounding.find_clusters(S, auto(S)["penalised"])[0]) == 1
             print(f"{groups} groups of {size}, {together} at a time, strength {strength}: structure {found} of {seeds}"
                   + (f", groups {exact} of {seeds}" if strength else ""))
 

@@ -24,11 +24,12 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from src.args import MultitaskArguments, TrainingArguments  # noqa: E402
-from src.data import Preparer, mix, select_rows  # noqa: E402
-from src.gradients import Gradients, Projection  # noqa: E402
-from src.tasks import load_task  # noqa: E402
-from src.trainer import Trainer  # noqa: E402
+from src.estimate.gradients import Gradients, Projection  # noqa: E402
+from src.tasks.catalogue import load_task  # noqa: E402
+from src.tasks.rows import select_rows  # noqa: E402
+from src.training.flags import MultitaskArguments, TrainingArguments  # noqa: E402
+from src.training.tokenised import Preparer, mix  # noqa: E402
+from src.training.trainer import Trainer  # noqa: E402
 
 
 def make_rows(folder: Path, tasks: list[str], count: int) -> None:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from src.process import die_with_parent
+from src.cli import die_with_parent
 from src.results import COLUMNS, Results
 
 die_with_parent()

@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from src import ledger, sweep_args
-from src.errors import run_as_script
-from src.sweep import Items, run_sweep
-from src.sweep_args import parse, sweep_parser
+from src.cli import run_as_script
+from src.sweep import flags, ledger
+from src.sweep.flags import parse, sweep_parser
+from src.sweep.scheduler import Items, run_sweep
 
 CHILD = str(Path(__file__).with_name("stub_child.py"))
 
@@ -16,8 +16,8 @@ def main() -> int:
     parser = sweep_parser(__doc__, "stub_child.py")
     parser.add_argument("number", type=int)
     parser.add_argument("--stale_after", type=float, default=ledger.STALE_AFTER)
-    known = sweep_args.flags_of_children() | {"behave", "behave_only"}
-    sweep_args.flags_of_children = lambda: known
+    known = flags.flags_of_children() | {"behave", "behave_only"}
+    flags.flags_of_children = lambda: known
     args = parse(parser)
     ledger.STALE_AFTER, ledger.RENEW_EVERY = args.stale_after, args.stale_after / 20
     hashes = {chr(ord("a") + index) if args.number <= 26 else f"t{index}": "hash" for index in range(args.number)}

@@ -1,6 +1,7 @@
 """Affinities by hand from small results files, and the errors of files that are not right."""
 
 import csv
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -8,11 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src import affinity
-from src.errors import InputError
+from src import gains
+from src.cli import InputError
+from src.cluster import affinity
+from src.scores import oriented, read_scores
+from src.tasks.catalogue import load_task, main_metrics
 
 COLUMNS = ["run_id", "status", "seed", "item", "template", "template_hash", "trained_on", "split", "model", "metric",
            "value", "n_examples", "steps", "seconds", "commit", "config_hash"]
+
+
+OWN = functools.partial(main_metrics, task_dir="data/tasks")
 
 
 def write_runs(folder: Path, rows: list[dict]) -> Path:
@@ -33,7 +40,7 @@ def row(trained_on: str, item: str, value, seed: int = 0, **others) -> dict:
 
 
 def matrix(folder: Path, metric: str | None = "exact_match", **options) -> affinity.Affinity:
-    return affinity.build(affinity.oriented(affinity.read_scores(folder), metric, "data/tasks"), **options)
+    return affinity.build(oriented(read_scores(folder), metric, OWN), **options)
 
 
 THREE = [row("a b", "a", 1), row("a b", "a", 3, seed=1), row("a b", "b", 5), row("a b", "b", 5, seed=1),
@@ -77,9 +84,9 @@ def test_only_completed_validation_rows_count_and_true_scores_replace_estimates(
     rows = [row("a b", "a", 1), row("a b", "b", 2), row("a b", "a", 9, split="test"),
             row("a b", "a", "", status="failed", seed=1), row("a b", "b", 7, status="estimated"),
             row("a c", "a", 3, status="estimated"), row("a c", "c", 4, status="estimated")]
-    scores = affinity.read_scores(write_runs(tmp_path / "x", rows))
+    scores = read_scores(write_runs(tmp_path / "x", rows))
     assert scores["estimated"].sum() == 2
-    found = affinity.build(affinity.oriented(scores, "exact_match", "data/tasks"))
+    found = affinity.build(oriented(scores, "exact_match", OWN))
     assert found.T[0, 1] == 1 and found.T[1, 0] == 2 and found.T[0, 2] == 3 and found.missing() == [(1, 2)]
 
 
@@ -88,16 +95,18 @@ def test_a_loss_is_turned_round_and_an_items_main_metric_is_its_tasks(tmp_path):
             for metric, value in (("loss", 2), ("accuracy", 0.7), ("exact_match", 0.6), ("gen_len", 3))]
     folder = write_runs(tmp_path / "x", rows)
     assert matrix(folder, "loss").T[0, 1] == -2
-    main = affinity.load_task("rte", "data/tasks").metrics[0]
+    main = load_task("rte", "data/tasks").metrics[0]
     assert set(matrix(folder, None).metrics.values()) == {main}
     for metric, message in (("gen_len", "says nothing"), ("los", "did you mean 'loss'")):
         with pytest.raises(InputError, match=message):
             matrix(folder, metric)
 
 
-def test_an_unknown_task_asks_for_a_metric(tmp_path):
+def test_an_unknown_task_asks_for_a_metric_where_there_are_several(tmp_path):
+    assert set(matrix(write_runs(tmp_path / "x", THREE), None).metrics.values()) == {"exact_match"}
+    both = THREE + [one | {"metric": metric} for one in THREE for metric in ("loss", "gen_len")]
     with pytest.raises(InputError, match=r"unknown task 'a'.*\n.*--metric"):
-        matrix(write_runs(tmp_path / "x", THREE), None)
+        matrix(write_runs(tmp_path / "y", both), None)
 
 
 def test_items_are_in_the_order_of_their_numbers(tmp_path):
@@ -160,13 +169,13 @@ def test_corrupt_or_foreign_files(tmp_path, text, message):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "x_valid.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=message):
-        affinity.read_scores(tmp_path / "x")
+        read_scores(tmp_path / "x")
 
 
 def test_no_results(tmp_path):
     (tmp_path / "rte_sweep").mkdir()
     with pytest.raises(InputError, match="did you mean 'rte_sweep'"):
-        affinity.read_scores(tmp_path / "rte_swep")
+        read_scores(tmp_path / "rte_swep")
 
 
 @pytest.mark.parametrize(("there", "wanted"), [("test", "valid"), ("valid", "test")])
@@ -174,19 +183,19 @@ def test_scores_of_the_other_split_are_named(tmp_path, there, wanted):
     hint = f"; there are scores of split '{there}': --split {there}"
     rows = [row("a b", "a", 1, split=there), row("a b", "a", "", split=wanted, status="failed", seed=1)]
     with pytest.raises(InputError) as caught:
-        affinity.read_scores(write_runs(tmp_path / "x", rows), wanted)
+        read_scores(write_runs(tmp_path / "x", rows), wanted)
     assert str(caught.value).endswith(f"no completed run has scores of split '{wanted}'{hint}")
     with pytest.raises(InputError, match=f"of split '{wanted}'$"):
-        affinity.read_scores(write_runs(tmp_path / "x", rows[1:]), wanted)
+        read_scores(write_runs(tmp_path / "x", rows[1:]), wanted)
     (tmp_path / "x" / "runs.csv").unlink()
     (tmp_path / "x" / f"x_{there}.csv").write_text("Task,Trained on,eval_f1\na,a b,1\n")
     with pytest.raises(InputError, match=f"found neither .*runs.csv nor x_{wanted}.csv{hint}$"):
-        affinity.read_scores(tmp_path / "x", wanted)
+        read_scores(tmp_path / "x", wanted)
 
 
 def test_one_of_several_settings(tmp_path):
     rows = [row("a b", item, value, config_hash=h) for h, value in (("g", 1), ("h", 2)) for item in "ab"]
-    scores = affinity.read_scores(write_runs(tmp_path / "x", rows), config_hash="h")
+    scores = read_scores(write_runs(tmp_path / "x", rows), config_hash="h")
     assert set(scores["value"]) == {2}
 
 
@@ -203,7 +212,7 @@ def test_several_settings_are_told_apart_by_what_differs(tmp_path):
             record = {"arguments": same | arguments | more.get(h, {}), "processes": 1}
             (folder / "runs" / f"{h}.json").write_text(json.dumps(record))
         with pytest.raises(InputError) as caught:
-            affinity.read_scores(folder)
+            read_scores(folder)
         return str(caught.value)
 
     assert error().endswith("--config_hash g (2 rows): learning_rate 0.005; h (2 rows): learning_rate 0.001")
@@ -213,13 +222,13 @@ def test_several_settings_are_told_apart_by_what_differs(tmp_path):
     assert many.endswith("setting_2 2, ...") and "setting_3" not in many
     (folder / "runs" / "g.json").unlink()
     with pytest.raises(InputError, match=r"--config_hash g \(2 rows\), h \(2 rows\)$"):
-        affinity.read_scores(folder)
+        read_scores(folder)
 
 
 def test_comparison_of_trainings(tmp_path):
     rows = [row("a", "a", 1), row("a b c", "a", 2), row("a b", "a", 4), row("a b", "a", 6, seed=1), row("c", "c", 3)]
-    scores = affinity.oriented(affinity.read_scores(write_runs(tmp_path / "x", rows)), "exact_match", "data/tasks")
-    frame = affinity.compare_trainings(scores, [["b", "a"], ["c"]]).set_index("item")
+    scores = oriented(read_scores(write_runs(tmp_path / "x", rows)), "exact_match", OWN)
+    frame = gains.compare_trainings(scores, [["b", "a"], ["c"]]).set_index("item")
     assert frame.loc["a", ["alone", "all", "cluster"]].tolist() == [1, 2, 5]
     assert frame.loc["a", "cluster_se"] == pytest.approx(1) and np.isnan(frame.loc["a", "alone_se"])
     assert frame.loc["c", "alone"] == frame.loc["c", "cluster"] == 3 and np.isnan(frame.loc["b", "all"])

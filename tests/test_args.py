@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import Seq2SeqTrainingArguments
 
-import src.args
-from src.args import (
+import src.training.flags
+from src.cli import InputError, run_as_script
+from src.training.flags import (
     InstructionArguments,
     ModelArguments,
     MultitaskArguments,
@@ -19,7 +20,6 @@ from src.args import (
     parse,
     translate_old_flags,
 )
-from src.errors import InputError, run_as_script
 
 ROOT = Path(__file__).parent.parent
 
@@ -207,8 +207,8 @@ def test_every_flag_of_ours_is_explained_and_read():
             for field in dataclasses.fields(cls) if field.name not in trainers}
     assert len(ours) > 25 and all(field.metadata.get("help", "").endswith((".", ")")) for field in ours.values())
     read = set()
-    for path in [*ROOT.glob("*.py"), *(ROOT / "src").glob("*.py")]:
-        own = path == Path(src.args.__file__)
+    for path in [*ROOT.glob("*.py"), *(ROOT / "src").rglob("*.py")]:
+        own = path == Path(src.training.flags.__file__)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and not own:
                 read.add(node.attr)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from src.metrics import METRICS
-from src.tasks import GROUPS, SPLITS, load_task, task_names
+from src.tasks.catalogue import load_task, task_names
+from src.tasks.task import GROUPS, SPLITS
 
 ROOT = Path(__file__).parent.parent
 TASK_DIR = ROOT / "data" / "tasks"

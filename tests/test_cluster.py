@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src import cluster, plots
-from src.errors import InputError
+from src.cli import InputError
+from src.cluster import __main__ as command
+from src.cluster import plots
 from tests.test_affinity import row, write_runs
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +35,7 @@ PAIRS = list(itertools.combinations(ITEMS, 2))
 
 
 def run(*flags: str) -> None:
-    cluster.main(["--save_name", "x", "--metric", "exact_match", "--permutations", "19", "--bootstrap", "20", *flags])
+    command.main(["--save_name", "x", "--metric", "exact_match", "--permutations", "19", "--bootstrap", "20", *flags])
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_planted_groups_are_found_written_and_explained(here, capsys):
     write_runs(here / "results/x", sweep(PAIRS))
     run("--compare", "--write_subsets", "lists/subsets.txt")
     out = capsys.readouterr().out
-    assert cluster.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
+    assert command.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
     for words in ("9 items, 36 subsets", "within 0.0% of any possible clustering into 3 clusters",
                   "structure found (p = ", "number of clusters: 3", "runner-up", "without k 3.00", "stability: 100%",
                   "exhaustive", "a1 a2 a3",
@@ -107,7 +108,7 @@ def test_few_missing_pairs_warn_many_are_an_error_with_the_command(quick, capsys
     error = capsys.readouterr().err
     assert "2 pairs (6%)" in error and "a1 b1, a1 c3" in error and "--subsets_file results/x/missing_pairs.txt" in error
     assert Path("results/x/missing_pairs.txt").read_text() == "a1 b1\na1 c3\n"
-    assert cluster.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
+    assert command.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
 
     across = [pair for pair in PAIRS if pair[0][0] == pair[1][0] or {pair[0][1], pair[1][1]} == {"1"}]
     write_runs(quick / "results/x", sweep(across))
@@ -122,17 +123,17 @@ def test_few_missing_pairs_warn_many_are_an_error_with_the_command(quick, capsys
 
 def test_extend_places_new_items_without_the_pairs_between_old_clusters(quick):
     old = [["a1", "a2"], ["b1", "b2", "b3"]]
-    cluster.write_lines("old.txt", old)
+    command.write_lines("old.txt", old)
     place = {item: c for c, members in enumerate(old) for item in members}
     pairs = [(i, j) for i, j in PAIRS if i not in place or j not in place or place[i] == place[j]]
     write_runs(quick / "results/x", sweep(pairs))
     run("--extend", "old.txt")
     # a3 joined, the c's opened a cluster of their own
-    assert cluster.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
+    assert command.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
     run("--extend", "old.txt", "--num_clusters", "2")
-    found = cluster.read_clusters("--extend", "clusters/x.txt", "clusters")
+    found = command.read_clusters("--extend", "clusters/x.txt", "clusters")
     assert len(found) == 2 and all(any(set(c) <= set(f) for f in found) for c in old)
-    cluster.write_lines("old.txt", [["a1", "b11"]])
+    command.write_lines("old.txt", [["a1", "b11"]])
     with pytest.raises(InputError, match="'b11' is not in these results, did you mean 'b1'"):
         run("--extend", "old.txt")
 
@@ -168,8 +169,8 @@ def test_report_has_a_mean_for_each_metric_and_fits_100_columns(quick, capsys, m
             for subset in (*([item] for item in items), items, clusters[0]) for seed in (0, 1)
             for item, value in zip(items, (-0.9, 0.5, 0.6), strict=True) if item in subset]
     write_runs(quick / "results/x", rows)
-    cluster.write_lines("clusters/x.txt", clusters)
-    cluster.main(["--save_name", "x", "--report", "--task_dir", str(ROOT / "data/tasks")])
+    command.write_lines("clusters/x.txt", clusters)
+    command.main(["--save_name", "x", "--report", "--task_dir", str(ROOT / "data/tasks")])
     lines = capsys.readouterr().out.splitlines()
     means = [[cell.strip() for cell in line.split("\N{BOX DRAWINGS LIGHT VERTICAL}")[1:4]] for line in lines
              if "mean of" in line]
@@ -180,7 +181,7 @@ def test_report_has_a_mean_for_each_metric_and_fits_100_columns(quick, capsys, m
 
 def test_report_without_the_trainings_says_how_to_get_them(quick):
     write_runs(quick / "results/x", sweep(PAIRS))
-    cluster.write_lines("clusters/x.txt", GROUPS)
+    command.write_lines("clusters/x.txt", GROUPS)
     with pytest.raises(InputError, match="--write_subsets FILE"):
         run("--report")
 
@@ -191,7 +192,7 @@ def test_templates_of_one_task_get_the_command_for_instructions(quick, capsys):
     write_runs(quick / "results/x", sweep(pairs, groups=[items[:2], items[2:]]))
     run("--write_subsets", "s.txt")
     assert "python train_sample_instructions_lora.py" in capsys.readouterr().out
-    assert cluster.read_clusters("--extend", "clusters/x.txt", "clusters") == [items[:2], items[2:]]
+    assert command.read_clusters("--extend", "clusters/x.txt", "clusters") == [items[:2], items[2:]]
 
 
 @pytest.mark.parametrize(("flags", "message"), [
@@ -211,7 +212,7 @@ def test_bad_flags(quick, flags, message):
 def test_bad_cluster_files(quick, text):
     Path("c.txt").write_text(text)
     with pytest.raises(InputError, match=r"'b' is named 2 times|holds no subset"):
-        cluster.read_clusters("--extend", "c.txt", "clusters")
+        command.read_clusters("--extend", "c.txt", "clusters")
 
 
 @pytest.mark.parametrize("n", [2, 9, 30, 100])

@@ -14,11 +14,14 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from src import data
-from src.data import Preparer, find_rows, mix, select_rows
-from src.errors import InputError
-from src.experiment import prepare_data, task_items
-from src.tasks import load_task
+from src.cli import InputError
+from src.tasks import rows
+from src.tasks.catalogue import load_task
+from src.tasks.rows import find_rows, select_rows
+from src.tasks.task import task_items
+from src.training import tokenised
+from src.training.experiment import prepare_data
+from src.training.tokenised import Preparer, mix
 
 ROOT = Path(__file__).parent.parent
 TASK_DIR = ROOT / "data" / "tasks"
@@ -211,7 +214,7 @@ def test_what_the_model_gets(tmp_path, toy, tokenizer):
     assert tokenizer.decode(prepared.dataset[5]["labels"]) == "yes </s>"
     assert prepared.dataset[5]["references"] == ["yes"]
     assert prepared.metrics == ("exact_match", "accuracy")
-    assert prepared.generation_length(128) == 2 + data.GENERATION_MARGIN + 1 and prepared.generation_length(3) == 3
+    assert prepared.generation_length(128) == 2 + tokenised.GENERATION_MARGIN + 1 and prepared.generation_length(3) == 3
 
 
 def test_evaluation_rows_longest_first(tmp_path, toy, tokenizer):
@@ -288,14 +291,14 @@ def test_equal_splits_are_each_rebuilt(tmp_path, toy, tokenizer):
 def _prepare_slowly(folder, barrier, queue):
     task = load_task("toy", folder / "tasks")
     built = []
-    render = data.render_rows
+    render = tokenised.render_rows
 
     def slowly(*arguments):
         built.append(1)
         time.sleep(0.3)
         return render(*arguments)
 
-    data.render_rows = slowly
+    tokenised.render_rows = slowly
     barrier.wait()
     prepared = prepare(task, folder, make_tokenizer())
     queue.put((len(built), prepared.dataset["input_ids"][:]))
@@ -382,7 +385,7 @@ def test_hub_out_of_reach(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    data._set_offline_where_out_of_reach.cache_clear()
+    rows._set_offline_where_out_of_reach.cache_clear()
     task = load_task("boolq", TASK_DIR)
     start = time.monotonic()
     with pytest.raises(InputError) as error:
@@ -391,7 +394,7 @@ def test_hub_out_of_reach(tmp_path, monkeypatch):
     message = str(error.value)
     assert "task 'boolq': no rows for split 'train'. There is no folder nowhere/boolq (--data_dir)" in message
     assert [line.split(":")[0].strip() for line in message.splitlines()[1:-1]] == [s.label for s in task.sources]
-    data._set_offline_where_out_of_reach.cache_clear()
+    rows._set_offline_where_out_of_reach.cache_clear()
 
 
 # ---- mix -----------------------------------------------------------------------------------------------------------

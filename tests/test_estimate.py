@@ -12,10 +12,11 @@ import pandas
 import psutil
 import pytest
 
-from src import affinity, compare
-from src.errors import InputError
-from src.estimate import levels, spread
+from src.cli import InputError
+from src.estimate import compare
+from src.estimate.__main__ import levels, spread
 from src.results import Results
+from src.scores import oriented, rank_subsets, read_scores
 
 TASKS = ("demo_a1", "demo_a2", "demo_b1", "demo_b2")
 FLAGS = shlex.split(f"""--task_names {" ".join(TASKS)} --model_name_or_path data/models/tiny-t5 --downsample 40
@@ -251,17 +252,17 @@ def test_ranked_by_value_and_by_uncertainty():
     frame = scores(T, T, 1.0)
     frame.loc[(frame["trained_on"] == "t0 t1"), "variance"] = 9.0
     frame["value"] += frame["item"].map({"t0": 100, "t1": 0, "t2": 0})  # an item's level counts for nothing
-    assert affinity.rank_subsets(frame, "value") == ["t1 t2", "t0 t2", "t0 t1"]
-    assert affinity.rank_subsets(frame, "uncertainty")[0] == "t0 t1"
+    assert rank_subsets(frame, "value") == ["t1 t2", "t0 t2", "t0 t1"]
+    assert rank_subsets(frame, "uncertainty")[0] == "t0 t1"
     with pytest.raises(InputError, match="--rank_by uncertainty: these estimates are of one seed"):
-        affinity.rank_subsets(scores(T, T), "uncertainty")
+        rank_subsets(scores(T, T), "uncertainty")
 
 
 def test_sweep_trains_the_subsets_that_matter_most(scratch, capsys):
     assert estimate(*FLAGS, *START, "--strength", 63) == 0
     pretend_true(scratch)
     assert estimate(*FLAGS, *START) == 0
-    ranked = affinity.rank_subsets(affinity.oriented(affinity.read_scores("results/x_estimated"), "loss", "data/tasks"),
+    ranked = rank_subsets(oriented(read_scores("results/x_estimated"), "loss", dict),
                                    "value")
     capsys.readouterr()
     sweep = ["train_sample_tasks.py", "--task_names", *TASKS, "--model_name_or_path", "data/models/tiny-t5",
@@ -269,7 +270,7 @@ def test_sweep_trains_the_subsets_that_matter_most(scratch, capsys):
              "--warm_start", "False", "--downsample", 40, "--max_steps", 2, "--eval_steps", 2, "--save_steps", 2]
     assert scratch.run(*sweep) == 0
     assert (scratch.folder / "sampled_tasks/s.txt").read_text().splitlines() == sorted(ranked[:2])
-    found = affinity.read_scores("results/x_estimated")
+    found = read_scores("results/x_estimated")
     true = found[~found["estimated"]]
     assert set(true["trained_on"]) == set(ranked[:2])
     assert len(set(found["trained_on"])) == 6  # the others stay, and stay marked

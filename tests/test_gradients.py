@@ -16,9 +16,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from src import gradients
-from src.errors import InputError
-from src.gradients import Features, Gradients, PerExample, Projection
+from src.cli import InputError
+from src.estimate import features, fits, gradients
+from src.estimate.features import Features
+from src.estimate.gradients import Gradients, PerExample, Projection
 
 TINY = ROOT / "data/models/tiny-t5"
 
@@ -169,7 +170,7 @@ def test_exact_gradients_shrink_to_the_same_inner_products():
     train, valid = {"a": [part(5)], "b": [part(6), part(4)]}, {"a": [part(7)], "b": [part(3)]}
     rows = np.concatenate([p.features for parts in train.values() for p in parts])
     other = valid["b"][0].features
-    gradients.shrink(train, valid)
+    features.shrink(train, valid)
     small = np.concatenate([p.features for parts in train.values() for p in parts])
     assert small.shape == (15, 15)
     np.testing.assert_allclose(small @ small.T, rows @ rows.T, atol=1e-2)
@@ -184,17 +185,17 @@ def test_broken_off_and_resumed(tmp_path):
     projection = Projection(of_model.parameters, 16, 0)
     rows = ROWS * 4
     whole, broken = tmp_path / "whole.npy", tmp_path / "broken.npy"
-    assert sum(gradients.collect(whole, rows, True, of_model, projection, 2)) == len(rows)
-    collecting = gradients.collect(broken, rows, True, of_model, projection, 2)
+    assert sum(features.collect(whole, rows, True, of_model, projection, 2)) == len(rows)
+    collecting = features.collect(broken, rows, True, of_model, projection, 2)
     assert [next(collecting) for _ in range(3)] == [0, 2, 2]
     collecting.close()  # as a kill would end it: the rest of the array is still zero
-    assert gradients.cost(broken)["done"] == 4
-    assert list(gradients.collect(broken, rows, True, of_model, projection, 2)) == [4, 2, 2, 2, 2]
+    assert features.cost(broken)["done"] == 4
+    assert list(features.collect(broken, rows, True, of_model, projection, 2)) == [4, 2, 2, 2, 2]
     assert np.array_equal(np.load(whole), np.load(broken))
-    assert list(gradients.collect(broken, rows, True, of_model, projection, 2)) == [len(rows)]
-    features = gradients.read_features(whole)
-    assert features.features.shape == (12, 16)
-    assert features.tokens[:3].tolist() == [2, 3, 2]
+    assert list(features.collect(broken, rows, True, of_model, projection, 2)) == [len(rows)]
+    found = features.read_features(whole)
+    assert found.features.shape == (12, 16)
+    assert found.tokens[:3].tolist() == [2, 3, 2]
     assert json.loads(whole.with_suffix(".json").read_text())["cpu_seconds"] > 0
 
 
@@ -202,10 +203,10 @@ def test_no_finite_number(tmp_path):
     model = t5()
     model.shared.weight.data[5] = torch.nan
     of_model = Gradients(model)
-    collecting = gradients.collect(tmp_path / "x.npy", ROWS, True, of_model, Projection(of_model.parameters, 8, 0), 1)
+    collecting = features.collect(tmp_path / "x.npy", ROWS, True, of_model, Projection(of_model.parameters, 8, 0), 1)
     with pytest.raises(InputError, match="no finite number"):
         list(collecting)
-    assert gradients.cost(tmp_path / "x.npy")["done"] == 0
+    assert features.cost(tmp_path / "x.npy")["done"] == 0
 
 
 def test_first_token_decides_only_where_it_tells_choices_apart():
@@ -238,11 +239,11 @@ def loss(part, w):
 def test_descent_goes_down_to_the_minimum():
     rng = np.random.default_rng(0)
     parts = [planted(200, np.array([1.0, -1, 0.5, 0]), rng, 0.3), planted(100, np.array([1.0, -1, 0, 0.5]), rng)]
-    rate = gradients.step_size(parts)
-    path = gradients.descend(parts, [0.5, 0.5], rate, [1, 3, 10, 2000])
+    rate = fits.step_size(parts)
+    path = fits.descend(parts, [0.5, 0.5], rate, [1, 3, 10, 2000])
     losses = [np.mean([loss(part, w) for part in parts]) for w in path]
     assert losses == sorted(losses, reverse=True)
-    lowest = gradients.ridge(parts, [0.5, 0.5], [1e-9])[0]
+    lowest = fits.ridge(parts, [0.5, 0.5], [1e-9])[0]
     np.testing.assert_allclose(path[-1], lowest, atol=1e-3)
     first = rate * np.mean([(part.features * (1 / (1 + np.exp(part.margins)))[:, None]).mean(0) for part in parts], 0)
     np.testing.assert_allclose(path[0], first, rtol=1e-4)
@@ -251,14 +252,14 @@ def test_descent_goes_down_to_the_minimum():
 def test_weights_of_the_items_count():
     rng = np.random.default_rng(0)
     parts = [planted(200, np.array([2.0]), rng), planted(50, np.array([-2.0]), rng)]
-    rate = gradients.step_size(parts)
-    assert gradients.descend(parts, [1, 0], rate, [100])[0] > 0 > gradients.descend(parts, [0, 1], rate, [100])[0]
+    rate = fits.step_size(parts)
+    assert fits.descend(parts, [1, 0], rate, [100])[0] > 0 > fits.descend(parts, [0, 1], rate, [100])[0]
 
 
 def test_a_stronger_penalty_moves_less():
     rng = np.random.default_rng(0)
     part = planted(300, np.array([1.0, -1]), rng)
-    weak, strong = gradients.ridge([part], [1], [0.01, 1.0])
+    weak, strong = fits.ridge([part], [1], [0.01, 1.0])
     assert np.linalg.norm(strong) < np.linalg.norm(weak)
     slope = 1.0 * strong - part.features.T @ (1 / (1 + np.exp(part.margins + part.features @ strong))) / 300
     assert np.abs(slope).max() < 1e-3
@@ -266,7 +267,7 @@ def test_a_stronger_penalty_moves_less():
 
 def test_prediction_of_loss_and_right_answers():
     part = Features(np.array([1.0, -1.0]), np.array([0.5, 0.0]), np.array([2.0, 1.0]), np.array([[1.0], [1.0]]))
-    losses, right = gradients.predict(part, np.array([[0.0], [2.0]]))
+    losses, right = fits.predict(part, np.array([[0.0], [2.0]]))
     softplus = np.log1p(np.exp([-1.0, 1.0])).sum()
     np.testing.assert_allclose(losses, [(softplus + 0.5) / 3, (np.log1p(np.exp([-3.0, -1.0])).sum() + 0.5) / 3])
     assert right.tolist() == [0.5, 1.0]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from src import ledger as module
-from src.errors import InputError
-from src.ledger import Ledger
+from src.cli import InputError
+from src.sweep import ledger as module
+from src.sweep.ledger import Ledger
 
 
 @pytest.fixture(params=["flock", "heartbeat"])
@@ -71,7 +71,7 @@ def test_a_child_keeps_the_claim_of_its_dead_scheduler(tmp_path):
     Ledger.open(tmp_path / "x", "flock")
     code = """if True:
         import subprocess, sys, os, signal
-        from src.ledger import Ledger
+        from src.sweep.ledger import Ledger
         claim = Ledger(sys.argv[1]).claim("k", "a")
         child = subprocess.Popen(["sleep", "100"], pass_fds=(claim.fd,), stdout=subprocess.DEVNULL)
         print(child.pid, flush=True)

@@ -1,17 +1,19 @@
 """What the README says exists: its commands parse, its paths and flags are there, its example task is right."""
 
+import importlib.util
 import re
 import shlex
 
 import pytest
 from conftest import ROOT
 
-from src.args import EstimateArguments, InstructionArguments, MultitaskArguments, parse
-from src.cluster import make_parser as cluster_parser
-from src.compare import make_parser as compare_parser
+from src.cluster.__main__ import make_parser as cluster_parser
+from src.estimate.compare import make_parser as compare_parser
+from src.estimate.flags import EstimateArguments
 from src.results import COLUMNS
-from src.sweep_args import OLD_SPELLINGS, sweep_parser
-from src.tasks import expand_names, load_task
+from src.sweep.flags import OLD_SPELLINGS, sweep_parser
+from src.tasks.catalogue import expand_names, load_task
+from src.training.flags import InstructionArguments, MultitaskArguments, parse
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = README + (ROOT / "results/README.md").read_text(encoding="utf-8")
@@ -66,11 +68,11 @@ def test_command(command, scratch):
         parse(MultitaskArguments, "", ["--do_train", *words[3:]], (EstimateArguments,))
     else:
         assert words[:2] == ["python", "-m"]
-        assert (ROOT / f"{words[2].replace('.', '/')}.py").exists()
+        assert importlib.util.find_spec(f"{words[2]}.__main__" if words[2] != "src.results" else words[2])
 
 
 def test_flags_exist():
-    from src.args import ModelArguments, ResultArguments, TrainingArguments, translate_old_flags
+    from src.training.flags import ModelArguments, ResultArguments, TrainingArguments, translate_old_flags
 
     known = {f"--{name}" for group in (InstructionArguments, MultitaskArguments, ModelArguments, ResultArguments,
                                        TrainingArguments, EstimateArguments) for name in group.__dataclass_fields__}
@@ -83,13 +85,16 @@ def test_flags_exist():
         assert flag in known or translate_old_flags([flag, "0"]) != [flag, "0"], flag
 
 
-def test_paths_exist():
-    file_map = re.search(r"## File map\n\n```\n(.*?)```", README, flags=re.DOTALL)[1]
-    paths = {line.split()[0] for line in file_map.splitlines() if line and not line.startswith(" ")}
-    missing = [path for path in paths if not (ROOT / path).exists()]
-    assert not missing
-    named = {f"src/{path.name}" for path in (ROOT / "src").glob("*.py")} - {"src/__init__.py"}
-    assert named | {path.name for path in ROOT.glob("*.py")} <= paths  # every file is explained
+def test_folders_are_explained():
+    tree = re.search(r"## Folders\n\n```\n(.*?)```", README, flags=re.DOTALL)[1]
+    paths, folder = set(), ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        folder = name if not line.startswith(" ") else folder
+        paths.add(name if folder == name else folder + name)
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    rooms = {f"src/{path.parent.name}/" for path in (ROOT / "src").glob("*/__init__.py")}
+    assert rooms | {path.name for path in ROOT.glob("*.py")} <= paths  # each is explained
 
 
 def test_example_task(tmp_path):

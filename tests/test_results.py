@@ -8,9 +8,9 @@ import os
 import pandas
 import pytest
 
-from src.errors import InputError
-from src.names import natural_order
-from src.results import COLUMNS, MAX_NAME, Results, check_name, main
+from src.cli import InputError
+from src.names import MAX_NAME, check_name, natural_order
+from src.results import COLUMNS, Results, main
 
 
 def row(run_id, value, item="rte_0", seed=42, metric="exact_match", split="valid", status="completed",

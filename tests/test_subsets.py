@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from src.errors import InputError
+from src.cli import InputError
 from src.subsets import Space, count_pairs, coverage, draw, read_clusters, read_subsets, subset
 
 TEN = subset(f"t{number}" for number in range(10))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from src import launchers
-from src.errors import InputError
+from src.cli import InputError
+from src.sweep import children
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = [sys.executable, str(ROOT / "tests" / "sweep_stub.py")]
@@ -311,16 +311,16 @@ def test_bad_input(flags, words):
 
 
 def test_devices(monkeypatch, capsys):
-    monkeypatch.setattr(launchers, "visible_gpus", lambda: [])
-    assert launchers.resolve_devices(["7"]) == ["cpu"]
+    monkeypatch.setattr(children, "visible_gpus", lambda: [])
+    assert children.resolve_devices(["7"]) == ["cpu"]
     assert capsys.readouterr().err.count("warning: --device 7: there is no GPU here") == 1
-    assert launchers.resolve_devices(["all"]) == launchers.resolve_devices(["cpu"]) == ["cpu"]
-    monkeypatch.setattr(launchers, "visible_gpus", lambda: ["4", "6"])
-    assert launchers.resolve_devices(["1"]) == ["6"] and launchers.resolve_devices(["all"]) == ["4", "6"]
-    assert launchers.device_environment("6", 4) == {"CUDA_VISIBLE_DEVICES": "6"}
+    assert children.resolve_devices(["all"]) == children.resolve_devices(["cpu"]) == ["cpu"]
+    monkeypatch.setattr(children, "visible_gpus", lambda: ["4", "6"])
+    assert children.resolve_devices(["1"]) == ["6"] and children.resolve_devices(["all"]) == ["4", "6"]
+    assert children.device_environment("6", 4) == {"CUDA_VISIBLE_DEVICES": "6"}
     for wanted, words in ((["7"], "indices 0 to 1"), (["0", "0"], "given twice"), (["cpu", "0"], "--device cpu")):
         with pytest.raises(InputError, match=words):
-            launchers.resolve_devices(wanted)
+            children.resolve_devices(wanted)
 
 
 def mount(*arguments: str, folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from src.launchers import visible_gpus
+from src.sweep.children import visible_gpus
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLED_TASKS = """

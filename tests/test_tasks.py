@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import InputError
-from src.tasks import EmptyRow, expand_names, load_task, task_names
+from src.cli import InputError
+from src.tasks.catalogue import expand_names, load_task, task_names
+from src.tasks.template import EmptyRow
 
 TASK_DIR = Path(__file__).parent.parent / "data" / "tasks"
 
@@ -163,10 +164,10 @@ def natural_instructions(**changes):
 
 def test_natural_instructions(tmp_path):
     task = load(tmp_path, json.dumps(natural_instructions()), "toy.json")
-    rows = task.embedded_rows()
+    rows = task.embedded
     assert {split: len(part) for split, part in rows.items()} == {"train": 6, "validation": 2, "test": 2}
     assert sorted(row["input"] for part in rows.values() for row in part) == [f"thing {i}" for i in range(10)]
-    assert task.embedded_rows() == rows
+    assert load(tmp_path, json.dumps(natural_instructions()), "toy.json").embedded == rows
     rendered = task.template(0).render({"input": "thing 0", "output": ["red", "Any"]})
     # Braces, quotes and what lies beyond 16 bits stay text.
     assert rendered.input == "Say {{ if }} the {% word %} \"is\" red \\ blue \N{CAT FACE}.\n\nthing 0"

@@ -5,11 +5,13 @@ import torch
 import transformers
 from conftest import ROOT
 
-from src.args import ModelArguments, MultitaskArguments, TrainingArguments
-from src.data import Preparer, select_rows
-from src.errors import InputError
-from src.tasks import load_task
-from src.trainer import Trainer, TrainingFailed, load_model, load_tokenizer
+from src.cli import InputError
+from src.tasks.catalogue import load_task
+from src.tasks.rows import select_rows
+from src.training.flags import ModelArguments, MultitaskArguments, TrainingArguments
+from src.training.model import load_model, load_tokenizer
+from src.training.tokenised import Preparer
+from src.training.trainer import Trainer, TrainingFailed
 
 SMALL = {"d_model": 16, "vocab_size": 315, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
 LIKE_BART = SMALL | {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "bos_token_id": 2,

@@ -1,0 +1,85 @@
+"""Bad input and how a command ends: one exception, errors of one line, the nearest name, warnings, exit codes.
+
+Lies below every other module, so that each of them may raise InputError and the scripts catch one type: message to
+standard error, exit code 2, no traceback. Imports nothing heavy.
+"""
+
+import argparse
+import difflib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+PARENT = "SWEEP_PARENT_PID"  # set by whoever starts a process that must not outlive it
+_PR_SET_PDEATHSIG = 1
+
+
+class InputError(ValueError):
+    """Bad input from the user. The message names the flag or file, the value and what is allowed."""
+
+
+class OneLineErrors(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, without the page of usage that so many flags make."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (see --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def did_you_mean(name: str, allowed: Iterable[str], shown: int = 12) -> str:
+    """Return a hint such as `did you mean 'rte'? (allowed: cb, mnli, rte)` for an unknown `name`."""
+    allowed = sorted(map(str, allowed))
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
+    listed = ", ".join(allowed[:shown]) + (f", ... {len(allowed)} in all" if len(allowed) > shown else "")
+    return (f"did you mean '{near[0]}'? " if near else "") + f"(allowed: {listed or 'none'})"
+
+
+def warn(message: str) -> None:
+    """Print one warning line to standard error (under torchrun: of the first process only)."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def run_as_script(main: Callable[[], int]) -> NoReturn:
+    """Run `main` and exit with its code: bad input gives one line on standard error and 2, Ctrl-C gives 130."""
+    die_with_parent()
+    try:
+        code = main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        code = 130
+    raise SystemExit(code)
+
+
+# ---- processes ------------------------------------------------------------------------------------------------------
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies, if the parent asked for that by `SWEEP_PARENT_PID`.
+
+    `run_as_script` calls it, before slow imports. Children started by this process do not inherit the request.
+    """
+    parent = os.environ.pop(PARENT, None)
+    if parent is None:
+        return
+    import ctypes
+
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    except (OSError, AttributeError):  # not Linux: an orphan keeps its claim and finishes
+        return
+    if os.getppid() != int(parent):  # it died before the request
+        os._exit(1)
+
+
+def describe_exit(code: int) -> str:
+    """`exit code 1`, or the signal in words for the negative code of a killed process."""
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+    return f"killed by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")

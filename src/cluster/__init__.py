@@ -1,0 +1,1 @@
+"""From scores to affinities to clusters, with a certificate and evidence."""

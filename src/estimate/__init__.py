@@ -1,0 +1,1 @@
+"""Estimate from gradients what training on each subset would give, without training it."""

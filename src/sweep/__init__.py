@@ -1,0 +1,1 @@
+"""Many subsets, each trained in a child process, exactly once, through any interruption."""

@@ -1,0 +1,170 @@
+"""The flags of the two sampling scripts, once, and how the children's flags pass through them."""
+
+import argparse
+import ast
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from src.cli import InputError, OneLineErrors, did_you_mean
+from src.names import check_name
+from src.sweep.ledger import MODES
+
+# What a child is told unless the command line says otherwise.
+CHILD_DEFAULTS = {
+    "do_train": ["True"], "do_eval": ["True"], "predict_with_generate": ["True"], "eval_strategy": ["steps"],
+    "save_strategy": ["steps"], "lr_scheduler_type": ["constant"], "load_best_model_at_end": ["True"],
+    "metric_for_best_model": ["eval_exact_match"], "greater_is_better": ["True"], "disable_tqdm": ["True"],
+}
+OLD_FLAGS = ("no_cuda", "warmup_ratio", "group_by_length", "logging_dir", "use_auth_token")  # translated by the child
+OLD_SPELLINGS = {"lr": "learning_rate", "batch_size": "per_device_train_batch_size",
+                 "evaluation_strategy": "eval_strategy", "template_idxs": "template_idx"}
+# Children's flags that the sweep sets itself: what to use instead.
+OURS = {"run_name": "the key of the subset", "use_cpu": "--device cpu", "no_cuda": "--device cpu"}
+
+
+def boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be True or False, found '{text}'")
+    return text.lower() == "true"
+
+
+def sweep_parser(description: str, child: str) -> argparse.ArgumentParser:
+    """A parser of all flags that both scripts share; `child` is the name of the training script."""
+    defaults = " ".join(f"--{name} {' '.join(values)}" for name, values in CHILD_DEFAULTS.items())
+    parser = OneLineErrors(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"Every other flag is passed on to {child}, by name or after --; see its --help.\n"
+               "So are --lr (its --learning_rate) and --batch_size (its --per_device_train_batch_size).\n"
+               f"Passed on by default: {defaults}")
+
+    def switch(group, name: str, help: str, default: bool | None = False) -> None:
+        group.add_argument(name, nargs="?", const=True, default=default, type=boolean, metavar="True|False", help=help)
+
+    group = parser.add_argument_group("which subsets")
+    add = group.add_argument
+    add("--num_samples", type=int, help="distinct completed subsets wanted, those of earlier sweeps included (with "
+        "--draw balanced: by default until all pairs are seen twice)")
+    add("--min_task_num", type=int, default=2, help="smallest subset (default: 2)")
+    add("--max_task_num", type=int, help="largest subset (default: --min_task_num)")
+    add("--draw", choices=["uniform", "balanced"], default="uniform",
+        help="uniform over sizes and members, or balanced: covers all pairs soonest, then evenly (default: uniform)")
+    add("--target_tasks", nargs="+", default=[], metavar="ITEM", help="each subset holds at least one of these")
+    add("--current_cluster_dir", default="none", help="clusters found so far, a file or a name in clusters/: each draw "
+        "takes one cluster, and samples from its members and all items not yet placed (default: none)")
+    switch(group, "--preload_combos", "train all combinations in order instead of drawing")
+    add("--combos_section", type=int, nargs=2, metavar=("S", "T"),
+        help="with --preload_combos: from the S-th, counted from 0, to before the T-th")
+    add("--subsets_file", type=Path, help="train exactly the subsets of this file, a line each, instead of drawing")
+    add("--from_estimate", metavar="NAME", help="train the --num_samples subsets that matter most by the estimates in "
+        "results/NAME/ (python -m src.estimate), and put them there (unless --save_name): true scores go before "
+        "estimated ones")
+    add("--rank_by", choices=["value", "uncertainty"], default="value", help="with --from_estimate: those of the "
+        "smallest estimated loss, each item measured against its own mean, or those whose estimates differ most "
+        "between seeds (default: value)")
+    add("--seed", type=int, default=42, help="of the draws, and of each subset's first run (default: 42)")
+
+    group = parser.add_argument_group("names and places")
+    add = group.add_argument
+    add("--task_set_name", required=True, help="sampled_tasks/<task_set_name>.txt lists the completed subsets")
+    add("--save_name", help="results/<save_name>/ holds the results (default: --task_set_name)")
+    add("--results_dir", default="results", help="folder of all results (default: results)")
+    add("--output_dir", default="saved/", help="folder of the checkpoints (default: saved/)")
+    add("--task_dir", default="data/tasks", help="folder of the task files (default: data/tasks)")
+    add("--runs", type=int, default=1, help="runs of each subset, with seeds --seed, --seed + 1, ... (default: 1)")
+
+    group = parser.add_argument_group("how they are run")
+    add = group.add_argument
+    add("--device", nargs="+", default=["0"], help="indices of GPUs, one child each; all; or cpu (default: 0)")
+    add("--jobs_per_device", type=int, default=1, help="children at once on each device (default: 1)")
+    add("--retries", type=int, default=1, help="times that a failed subset is tried again (default: 1)")
+    switch(group, "--retry_failed", "forget the failures of earlier sweeps and try those subsets again")
+    add("--subset_timeout", type=float, help="seconds after which a child is ended as failed (default: none)")
+    switch(group, "--keep_checkpoints", "keep the checkpoints of completed subsets")
+    switch(group, "--warm_start", "fork the children from a process that has imported the libraries, which saves "
+           "seconds each (default: True on the CPU, False on GPUs)", default=None)
+    add("--ledger", choices=MODES, help="how subsets are claimed: flock, between processes of one machine, or "
+        "heartbeat, between machines (default: as the task set was begun, else flock; with --launcher slurm or ray, "
+        "heartbeat)")
+    switch(group, "--dry_run", "print the subsets, what they cover, and the children's commands; run nothing")
+    switch(group, "--status", "print the state of the sweep; run nothing")
+
+    group = parser.add_argument_group("many machines")
+    add = group.add_argument
+    add("--launcher", choices=["local", "slurm", "ray"], default="local",
+        help="run here, submit an array of SLURM jobs, or run on the Ray cluster at RAY_ADDRESS (default: local)")
+    add("--workers", type=int, default=1, help="number of workers on SLURM or Ray (default: 1)")
+    add("--partition", help="SLURM partition of the workers")
+    add("--gres", help="SLURM resources of each worker, for example gpu:1")
+    add("--time", help="SLURM time limit of each worker, for example 4:00:00")
+    switch(group, "--requeue", "queue a SLURM worker again when its time ends or it is preempted (default: True)",
+           default=True)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check; the children's flags come as `child`, name -> values, `command_line` as it was.
+
+    Raises InputError for a value that is not allowed, SystemExit(2) for one of the wrong type.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    args, unknown = parser.parse_known_args(arguments[:split])
+    args.command_line = arguments
+    known = [option for option in parser._option_string_actions if option.startswith("--")]
+    args.child = CHILD_DEFAULTS | _child_flags(unknown + arguments[split + 1:], known)
+    args.max_task_num = args.min_task_num if args.max_task_num is None else args.max_task_num
+    args.save_name = args.save_name or args.from_estimate or args.task_set_name
+    for name in ("task_set_name", "save_name"):
+        check_name(f"--{name}", getattr(args, name))
+    for name, least in (("num_samples", 1), ("runs", 1), ("jobs_per_device", 1), ("retries", 0), ("workers", 1),
+                        ("subset_timeout", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} {value} must be at least {least}")
+    if args.combos_section and not args.preload_combos:
+        raise InputError("--combos_section needs --preload_combos")
+    if args.combos_section and not 0 <= args.combos_section[0] < args.combos_section[1]:
+        raise InputError(f"--combos_section {' '.join(map(str, args.combos_section))}: must be S and T, 0 <= S < T")
+    ways = [f"--{name}" for name in ("preload_combos", "subsets_file", "from_estimate") if getattr(args, name)]
+    if len(ways) > 1:
+        raise InputError(f"{ways[0]} and {ways[1]} exclude each other")
+    if args.from_estimate and not args.num_samples:
+        raise InputError("--from_estimate: --num_samples is missing: how many subsets are to be trained?")
+    if not (args.num_samples or args.preload_combos or args.subsets_file or args.draw == "balanced"):
+        raise InputError("--num_samples is missing: how many subsets are wanted?")
+    return args
+
+
+def flags_of_children() -> set[str]:
+    """Names of all flags of the training scripts, read from the source: importing them takes seconds."""
+    transformers = importlib.util.find_spec("transformers").submodule_search_locations[0]
+    names = {*OLD_FLAGS}
+    for path in (Path(__file__).parent.parent / "training" / "flags.py", Path(transformers, "training_args.py"),
+                 Path(transformers, "training_args_seq2seq.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                names |= {line.target.id for line in node.body if isinstance(line, ast.AnnAssign)}
+    return names
+
+
+def _child_flags(tokens: list[str], known: list[str]) -> dict[str, list[str]]:
+    """Group `--flag value value` by flag, under today's spelling; the last of a repeated flag counts."""
+    flags: dict[str, list[str]] = {}
+    name, children = None, flags_of_children()
+    for token in tokens:
+        if token.startswith("--"):
+            name, equals, value = token[2:].partition("=")
+            name = OLD_SPELLINGS.get(name, name)
+            if name in OURS:
+                raise InputError(f"--{name} is set by the sweep: {OURS[name]}")
+            if name not in children:
+                hint = did_you_mean(f"--{name}", [*known, *(f"--{child}" for child in children)], shown=0)
+                raise InputError(f"unknown argument '--{name}' {hint.partition('(')[0]}".rstrip())
+            flags[name] = [value] if equals else []
+        elif name is None:
+            raise InputError(f"'{token}' belongs to no flag {did_you_mean('--' + token, known, shown=0)}")
+        else:
+            flags[name].append(token)
+    return flags

@@ -1,0 +1,307 @@
+"""The ledger of a sweep: a folder of small text files that says which subset is claimed, done or failed.
+
+    sampled_tasks/<task_set_name>.txt    the completed subsets, one a line: derived from done/
+    sampled_tasks/<task_set_name>/
+        mode           how subsets are claimed: flock or heartbeat
+        plan/0001      subsets drawn so far, one a line; each extension of the plan is one more file
+        claims/<key>   who trains the subset now (flock), or claims/<key>.<n>, the n-th claim (heartbeat)
+        done/<key>     the subset, its settings in words, its log: the truth about what is completed
+        failed/<key>   the attempts, each with reason and log
+        logs/          what the children print
+
+Any number of processes may work on one folder. Two rules make that safe on local and network file systems: a file is
+written whole under a temporary name, synced, and gets its real name by a hard link, so that the first writer wins and
+nobody reads half a file; and a subset is trained only by the holder of its claim.
+
+flock: a claim is a lock on the claim file. The child process inherits it, so the claim lasts as long as any of the two
+lives, and the kernel ends it. Only between processes of one host.
+heartbeat: a claim is a hard link that its holder touches every 30 s; untouched for 10 minutes by the clock of the file
+server, it is stale and the next claim may be made. A holder that was stopped for longer may train a subset twice but
+never commits it twice: `done/<key>` is first wins, too.
+"""
+
+import datetime
+import fcntl
+import itertools
+import json
+import os
+import secrets
+import socket
+import time
+from pathlib import Path
+
+from src.cli import InputError
+
+MODES = ("flock", "heartbeat")
+RENEW_EVERY = 30.0  # seconds
+STALE_AFTER = 600.0  # seconds
+
+
+def owner() -> str:
+    """This process, in words and unique among the living."""
+    return f"{socket.gethostname()} pid {os.getpid()}"
+
+
+def now() -> str:
+    return datetime.datetime.now().isoformat(" ", "milliseconds")
+
+
+class Ledger:
+    """One task set's folder. Raises OSError where the disk is full or gone; nothing is half-recorded then."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.text_file = self.folder.with_name(self.folder.name + ".txt")
+        mode = self.folder / "mode"
+        self.mode = mode.read_text().strip() if mode.exists() else "flock"
+        self._done: dict[str, dict] = {}
+
+    @classmethod
+    def open(cls, folder: Path, mode: str | None = None) -> "Ledger":
+        """Make or join the folder; without `mode`, as the folder says. Raises InputError where they differ."""
+        ledger = cls(folder)
+        if ledger.text_file.exists() and not ledger.folder.exists():
+            raise InputError(f"{ledger.text_file}: written by something else (there is no folder {ledger.folder}); "
+                             "move it away, or choose another --task_set_name")
+        try:
+            for name in ("plan", "claims", "done", "failed", "logs"):
+                (ledger.folder / name).mkdir(parents=True, exist_ok=True)
+            ledger._publish(ledger.folder / "mode", (mode or ledger.mode) + "\n")
+            ledger.server_time()  # a write, also where the folder was there
+        except OSError as error:
+            raise InputError(f"{ledger.folder}: cannot write there: {error.strerror}; "
+                             "choose another --task_set_name, or free the folder") from error
+        ledger.mode = (ledger.folder / "mode").read_text().strip()
+        if mode not in (None, ledger.mode):
+            raise InputError(f"--ledger {mode}: {ledger.folder} is in use with --ledger {ledger.mode}; all its sweeps "
+                             f"must claim the same way. To change: end them, then delete {ledger.folder / 'mode'}")
+        return ledger
+
+    # ---- plan ------------------------------------------------------------------------------------------------------
+
+    def plan(self) -> tuple[list[str], int]:
+        """Lines of the plan, and how many extensions it has."""
+        extensions = _names(self.folder / "plan")
+        return [line for name in extensions for line in (self.folder / "plan" / name).read_text().splitlines()
+                if not line.startswith("#")], len(extensions)
+
+    def extend_plan(self, extensions: int, lines: list[str], comment: str) -> bool:
+        """Add lines after the given number of extensions; False where another process was first: read again."""
+        text = "".join(f"{line}\n" for line in [f"# {comment}", *lines])
+        return self._publish(self.folder / "plan" / f"{extensions + 1:04}", text)
+
+    # ---- claims ----------------------------------------------------------------------------------------------------
+
+    def claim(self, key: str, words: str) -> "Claim | None":
+        """Claim a subset; None where it is done or somebody else's."""
+        make = FlockClaim.make if self.mode == "flock" else HeartbeatClaim.make
+        claim = make(self, key, f"{words}\nclaimed by {owner()} at {now()}\n")
+        if claim and self.is_done(key):  # it was committed between the look and the claim
+            claim.release()
+            return None
+        return claim
+
+    def is_claimed(self, key: str) -> bool:
+        return (FlockClaim if self.mode == "flock" else HeartbeatClaim).exists(self, key)
+
+    # ---- outcomes --------------------------------------------------------------------------------------------------
+
+    def is_done(self, key: str) -> bool:
+        return (self.folder / "done" / key).exists()
+
+    def done(self) -> dict[str, dict]:
+        """Records of all completed subsets by key, in the order of completion. Reads only what is new."""
+        new = {name: json.loads((self.folder / "done" / name).read_text())
+               for name in _names(self.folder / "done") if name not in self._done}
+        self._done.update(sorted(new.items(), key=lambda entry: entry[1]["completed"]))
+        return self._done
+
+    def commit(self, key: str, record: dict) -> bool:
+        """Record a subset as completed; False where it already was, and nothing changes."""
+        record = {**record, "completed": now(), "by": owner()}
+        first = self._publish(self.folder / "done" / key, json.dumps(record, indent=1) + "\n")
+        self.write_text_file()
+        return first
+
+    def write_text_file(self) -> None:
+        """Derive <task_set_name>.txt. Whoever renames last has looked after it, so no process loses another's line."""
+        written = None
+        while (number := len(self.done())) != written:
+            lines = dict.fromkeys(record["subset"] for record in self._done.values())
+            self._replace(self.text_file, "".join(f"{line}\n" for line in lines))
+            written = number
+
+    def attempts(self, key: str) -> list[dict]:
+        """Failed attempts so far, each with reason, log and time."""
+        try:
+            return json.loads((self.folder / "failed" / key).read_text())["attempts"]
+        except FileNotFoundError:
+            return []
+
+    def fail(self, key: str, subset: str, reason: str, log: str) -> int:
+        """Record a failed attempt; only the holder of the claim may. Returns the number of attempts."""
+        attempts = self.attempts(key)
+        attempts.append({"reason": reason, "log": log, "at": now(), "by": owner()})
+        self._replace(self.folder / "failed" / key, json.dumps({"subset": subset, "attempts": attempts}, indent=1))
+        return len(attempts)
+
+    def forget_failures(self, key: str) -> None:
+        (self.folder / "failed" / key).unlink(missing_ok=True)
+
+    # ---- files -----------------------------------------------------------------------------------------------------
+
+    def _write_temporary(self, path: Path, text: str) -> Path:
+        # random: a name used again after a crash could still be a link to a published file
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
+
+    def _publish(self, path: Path, text: str) -> bool:
+        """Write a file that is not there yet, whole; False where it is there: the first wins."""
+        if path.exists():
+            return False
+        temporary = self._write_temporary(path, text)
+        try:
+            path.hardlink_to(temporary)
+            won = True
+        except FileExistsError:  # on NFS also when the link was made but the answer got lost
+            won = temporary.stat().st_nlink == 2
+        finally:
+            temporary.unlink()
+        _sync_folder(path.parent)
+        return won
+
+    def _replace(self, path: Path, text: str) -> None:
+        self._write_temporary(path, text).replace(path)
+        _sync_folder(path.parent)
+
+    def server_time(self) -> float:
+        """Now, by the clock that stamps the files."""
+        clock = self.folder / f".clock.{secrets.token_hex(8)}"
+        clock.touch()
+        now = clock.stat().st_mtime
+        clock.unlink()
+        return now
+
+
+class Claim:
+    """The right to train one subset, until `release`."""
+
+    fd: int | None = None  # to be inherited by the child, where the claim lives in a descriptor
+
+    def renew(self) -> bool:
+        """Call at least every RENEW_EVERY seconds; False: the claim was lost, stop the child."""
+        return True
+
+    def release(self) -> None:
+        raise NotImplementedError
+
+
+class FlockClaim(Claim):
+    """A lock on `claims/<key>`. The file stays: removing it would let two processes lock two files of one name."""
+
+    def __init__(self, fd: int):
+        self.fd = fd
+
+    @classmethod
+    def make(cls, ledger: Ledger, key: str, words: str) -> "FlockClaim | None":
+        fd = os.open(ledger.folder / "claims" / key, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.truncate(fd, 0)
+            os.write(fd, words.encode())
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except OSError:
+            os.close(fd)
+            raise
+        return cls(fd)
+
+    @staticmethod
+    def exists(ledger: Ledger, key: str) -> bool:
+        try:
+            fd = os.open(ledger.folder / "claims" / key, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def release(self) -> None:
+        fcntl.flock(self.fd, fcntl.LOCK_UN)  # also for whoever still holds a copy of the descriptor
+        os.close(self.fd)
+
+
+class HeartbeatClaim(Claim):
+    """The newest of `claims/<key>.1`, `.2`, ...: fresh by its time stamp. Given up, its time is set to 0.
+
+    A stale claim is never removed, only superseded by the next number, so two processes cannot both take it over.
+    """
+
+    def __init__(self, path: Path, following: Path):
+        self.path, self.following = path, following
+        self.renewed = time.monotonic()
+
+    @staticmethod
+    def _path(ledger: Ledger, key: str, number: int) -> Path:
+        return ledger.folder / "claims" / f"{key}.{number}"
+
+    @classmethod
+    def _next(cls, ledger: Ledger, key: str) -> int:
+        return next(n for n in itertools.count(1) if not cls._path(ledger, key, n).exists())
+
+    @classmethod
+    def _fresh(cls, ledger: Ledger, path: Path) -> bool:
+        stamp = path.stat().st_mtime
+        return stamp > 0 and ledger.server_time() - stamp < STALE_AFTER
+
+    @classmethod
+    def make(cls, ledger: Ledger, key: str, words: str) -> "HeartbeatClaim | None":
+        number = cls._next(ledger, key)
+        path = cls._path(ledger, key, number)
+        if number > 1 and cls._fresh(ledger, cls._path(ledger, key, number - 1)):
+            return None
+        return cls(path, cls._path(ledger, key, number + 1)) if ledger._publish(path, words) else None
+
+    @classmethod
+    def exists(cls, ledger: Ledger, key: str) -> bool:
+        number = cls._next(ledger, key)
+        return number > 1 and cls._fresh(ledger, cls._path(ledger, key, number - 1))
+
+    def renew(self) -> bool:
+        if time.monotonic() - self.renewed >= RENEW_EVERY:
+            os.utime(self.path)  # None: the server's clock
+            self.renewed = time.monotonic()
+            return not self.following.exists()
+        return True
+
+    def release(self) -> None:
+        os.utime(self.path, (0, 0))
+
+
+def _names(folder: Path) -> list[str]:
+    """Names of finished files in a folder, sorted; temporary ones start with a dot."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except FileNotFoundError:
+        return []
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,159 @@
+"""`python -m src.tasks list | show TASK | check`: look at the tasks, at what a model would read, and test them all."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from src import DEFAULT_CACHE_DIR, DEFAULT_DATA_DIR, DEFAULT_TASK_DIR
+from src.cli import InputError, run_as_script
+from src.tasks.catalogue import expand_names, load_task, task_names
+from src.tasks.rows import Selection, find_rows, render_rows, source_hint
+from src.tasks.task import GROUPS, SPLITS, Task
+from src.tasks.template import NO_INSTRUCTION, Template
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m src.tasks", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list | show | check")
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        sub.add_argument("--task_dir", default=DEFAULT_TASK_DIR, help="folder of the task files (default: %(default)s)")
+        return sub
+
+    listing = command("list", "Each task: group, templates, metric, sizes, where its rows would come from.")
+    listing.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="folder of local rows (default: %(default)s)")
+    show = command("show", "What a model would read and should write, on real rows.")
+    show.add_argument("task", help="name of a task")
+    show.add_argument("--template_idx", nargs="+", type=int, help="templates to show, -1 for the bare input (all)")
+    show.add_argument("--rows", type=int, default=1, help="number of rows (default: %(default)s)")
+    show.add_argument("--split", choices=SPLITS, default="train", help="split the rows are of (default: %(default)s)")
+    show.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="folder of local rows (default: %(default)s)")
+    show.add_argument("--cache_dir", default=DEFAULT_CACHE_DIR, help="folder for downloads (default: %(default)s)")
+    show.add_argument("--model_name_or_path", help="count tokens with this model's tokenizer")
+    check = command("check", "Load every task file; render every local row of every task under every template.")
+    check.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="folder of local rows (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    return {"list": _list, "show": _show, "check": _check}[args.command](args)
+
+
+def _list(args) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("task", "group", "templates", "main metric", "rows at the source", "rows would come from",
+                  box=None, pad_edge=False)
+    for name in task_names(args.task_dir):
+        task = load_task(name, args.task_dir)
+        group = "" if task.group is None else f"{task.group} {GROUPS[task.group]}"
+        sizes = ", ".join(f"{split} {size}" for split, size in task.rows.items())
+        table.add_row(name, group, str(len(task.templates)), task.metrics[0], sizes, source_hint(task, args.data_dir))
+    console = Console()
+    Console(width=None if console.is_terminal else 200).print(table)  # a pipe gets whole lines
+    return 0
+
+
+def _show(args) -> int:
+    task = load_task(expand_names([args.task], args.task_dir)[0], args.task_dir)
+    indices = [*range(len(task.templates)), NO_INSTRUCTION] if args.template_idx is None else args.template_idx
+    templates = [task.template(index) for index in indices]
+    if args.rows < 1:
+        raise InputError(f"--rows {args.rows} must be at least 1")
+    tokenizer = None
+    if args.model_name_or_path:
+        from src.training.flags import ModelArguments
+        from src.training.model import load_tokenizer
+
+        tokenizer = load_tokenizer(ModelArguments(args.model_name_or_path), args.cache_dir)
+    rows = find_rows(task, args.split, args.data_dir, args.cache_dir)
+    if rows is None:
+        raise InputError(f"--split {args.split}: task '{task.name}' has no such split with labels")
+    print(f"{task.name}: {task.description}\nrows from {rows.source}")
+    for template in templates:
+        template.check_columns(rows.load()[0], rows.source)
+        for number, row in list(enumerate(rows.load(), 1))[:args.rows]:
+            rendered = template.render(row)
+            print(f"\n--- template {template.index} ({template.name}), row {number}")
+            for kind, text in (("input", rendered.input), ("target", rendered.target)):
+                count = f" [{len(tokenizer(text).input_ids)} tokens]" if tokenizer else ""
+                print(f"{kind}{count}: {text}")
+            if rendered.references != (rendered.target,):
+                print(f"accepted: {' | '.join(rendered.references)}")
+    return 0
+
+
+def _check(args) -> int:
+    failures, checked = [], 0
+    for name in task_names(args.task_dir):
+        try:
+            task = load_task(name, args.task_dir)
+        except InputError as error:
+            failures.append(str(error))
+            continue
+        failures += _alike(task)
+        counts = []
+        for split in _local_splits(task, args.data_dir):
+            count, problems = _check_rows(task, split, args.data_dir)
+            failures += problems
+            counts.append(f"{count} {split} rows")
+        checked += 1
+        print(f"{name}: {len(task.templates)} templates" + (f", {', '.join(counts)}" if counts else ", no local rows"))
+    for failure in failures:
+        print(f"FAILED {failure}")
+    print(f"{checked} tasks checked, {len(failures)} failures")
+    return 1 if failures else 0
+
+
+def _local_splits(task: Task, data_dir: str) -> list[str]:
+    """Splits of the task that are in `data_dir` or in the task file: those that can be read without the hub."""
+    folder = Path(data_dir) / task.name
+    return [split for split in SPLITS if task.embedded is not None or any(folder.glob(f"{split}.*"))]
+
+
+def _alike(task: Task) -> list[str]:
+    """Templates of the task that render the same."""
+    seen: dict[str, Template] = {}
+    failures = []
+    for template in (*task.templates, task.bare):
+        text = " ".join(template.input.split())
+        if text in seen:
+            failures.append(f"task '{task.name}': templates {seen[text].index} and {template.index} are alike")
+        seen[text] = template
+    return failures
+
+
+def _check_rows(task: Task, split: str, data_dir: str) -> tuple[int, list[str]]:
+    """Render every row of one split under every template; return the number of rows and what is wrong."""
+    failures = []
+    try:
+        rows = find_rows(task, split, data_dir, DEFAULT_CACHE_DIR)
+        selection = Selection(task, split, rows, None, None, 0)
+        numbered = selection.load()
+    except InputError as error:
+        return 0, [str(error)]
+    for template in (*task.templates, task.bare):
+        try:
+            template.check_columns(numbered[0][1], rows.source)
+            rendered = render_rows(selection, template, numbered)
+        except InputError as error:
+            failures.append(str(error))
+            continue
+        failures += _wrong_targets(template, rows.source, rendered, len(numbered), split)
+    return len(numbered), failures
+
+
+def _wrong_targets(template: Template, source: str, rendered: list, rows: int, split: str) -> Iterator[str]:
+    where = f"{source}: task '{template.task}', template {template.index} ({template.name})"
+    if len(rendered) < rows:
+        yield f"{where}: {rows - len(rendered)} of {rows} rows are without text"
+    if isinstance(template.answer_choices, tuple) and template.answer_choices:
+        targets = {row.target for row in rendered}
+        for wrong in sorted(targets - set(template.answer_choices))[:3]:
+            yield f"{where}: target '{wrong}' is none of the answer choices"
+        if split == "train":
+            for missing in sorted(set(template.answer_choices) - targets):
+                yield f"{where}: answer choice '{missing}' is no row's target"
+
+
+if __name__ == "__main__":
+    run_as_script(main)

@@ -1,0 +1,66 @@
+"""A task of Super-NaturalInstructions (Wang et al., 2022): <task_dir>/<task>.json with templates and rows."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from src.cli import InputError
+from src.tasks.task import SPLITS, Task
+from src.tasks.template import NO_INSTRUCTION, Template
+
+NATURAL_INSTRUCTIONS_SEED = 0  # divides a Natural Instructions file's instances into splits, the same for everybody
+MAX_INFERRED_CHOICES = 10  # a Natural Instructions task with at most this many distinct outputs is a classification
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not a whole JSON file ({error.msg}); is it cut off?") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def load_natural_instructions(path: Path) -> Task:
+    """A task of Super-NaturalInstructions (Wang et al., 2022): its definitions are the templates."""
+    data = _read_json(path)
+    for key in ("Definition", "Instances"):
+        if not isinstance(data, dict) or not data.get(key):
+            raise InputError(f"{path}: field '{key}' is missing or empty; a Natural Instructions file has "
+                             "Definition, Positive Examples and Instances")
+    outputs = set()
+    definitions, instances = _as_list(data["Definition"]), _as_list(data["Instances"])
+    if not all(isinstance(text, str) for text in definitions):
+        raise InputError(f"{path}: Definition must be text or a list of texts")
+    for i, instance in enumerate(instances):
+        texts = [instance.get("input"), *_as_list(instance.get("output"))] if isinstance(instance, dict) else [None]
+        if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise InputError(f"{path}: Instances[{i}] needs 'input' and 'output' that are texts and not empty")
+        outputs.update(text.strip() for text in texts[1:])
+    choices = tuple(sorted(outputs)) if len(outputs) <= MAX_INFERRED_CHOICES else ()
+
+    def template(index: int, name: str, source: str) -> Template:
+        return Template(path.stem, index, name, source, "{{ output[0] }}", choices, "output")
+
+    return Task(
+        name=path.stem, description=definitions[0].strip().partition("\n")[0],
+        sources=(), splits={split: split for split in SPLITS}, rows={},
+        fields=("input",), metrics=("exact_match",) if choices else ("rougeL",),
+        # json.dumps makes the definition a Jinja string literal, so that braces in it stay text
+        templates=tuple(template(i, f"definition_{i}", "{{ " + json.dumps(text.strip(), ensure_ascii=False)
+                                 + " }}\n\n{{ input }}") for i, text in enumerate(definitions)),
+        path=path, bare=template(NO_INSTRUCTION, "none", "{{ input }}"), embedded=_divide(instances),
+    )
+
+
+def _divide(instances: list[dict]) -> dict[str, list[dict]]:
+    """The instances as rows, the same for everybody: three fifths train, a fifth each validation and test."""
+    rows = [{"input": instance["input"], "output": _as_list(instance["output"])} for instance in instances]
+    random.Random(NATURAL_INSTRUCTIONS_SEED).shuffle(rows)
+    first, second = len(rows) * 3 // 5, len(rows) * 4 // 5
+    return {"train": rows[:first], "validation": rows[first:second], "test": rows[second:]}

@@ -1,0 +1,90 @@
+"""What is known of a task, and the item: what is trained and evaluated as one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from src.cli import InputError
+from src.metrics import metric_names
+from src.tasks.template import NO_INSTRUCTION, Template
+
+# The fixed families of tasks; a task file names its own by index (`group: 2`).
+GROUPS = (
+    "sentiment",
+    "similarity and paraphrase",
+    "natural language inference",
+    "reading comprehension",
+    "open-domain question answering",
+    "coreference",
+    "summarisation",
+    "data to text",
+)
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows may come from on the hub: `load_dataset(path, config, revision=revision)`."""
+
+    path: str
+    config: str | None = None
+    revision: str | None = None
+
+    @property
+    def label(self) -> str:
+        return self.path + (f" ({self.config})" if self.config else "")
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that is known of a task. `metrics[0]` is its main metric; exact_match is always computed as well."""
+
+    name: str
+    description: str
+    sources: tuple[Source, ...]
+    splits: Mapping[str, str]  # train | validation | test -> the source's split; test only where it has labels
+    rows: Mapping[str, int]  # expected number of rows of a split at the source
+    fields: tuple[str, ...]  # input columns, in the order of the bare input
+    metrics: tuple[str, ...]
+    templates: tuple[Template, ...]
+    path: Path
+    group: int | None = None
+    bare: Template = field(repr=False, default=None)  # template -1
+    embedded: Mapping[str, Sequence[dict]] | None = field(repr=False, default=None)  # rows in the task file, by split
+
+    def template(self, index: int) -> Template:
+        """Return the template at `index`; raise InputError where there is none."""
+        if index == NO_INSTRUCTION:
+            return self.bare
+        if not 0 <= index < len(self.templates):
+            raise InputError(
+                f"--template_idx {index}: task '{self.name}' has templates 0 to {len(self.templates) - 1}, "
+                f"and {NO_INSTRUCTION} for the bare input without instruction ({self.path})"
+            )
+        return self.templates[index]
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is trained and evaluated as one: a task under its chosen templates, or a single template."""
+
+    name: str
+    task: Task
+    templates: tuple[Template, ...]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that the item yields."""
+        names = [metric_names(self.task.metrics, template.answer_choices) for template in self.templates]
+        return (*dict.fromkeys(name for some in names for name in some), "loss", "gen_len")
+
+
+def instruction_items(task: Task, indices: Sequence[int]) -> list[Item]:
+    """One item per template of one task."""
+    templates = [task.template(index) for index in indices]
+    return [Item(template.item, task, (template,)) for template in templates]
+
+
+def task_items(tasks: Sequence[Task], indices: Sequence[int]) -> list[Item]:
+    """One item per task, each under the same template indices."""
+    return [Item(task.name, task, tuple(task.template(index) for index in indices)) for task in tasks]

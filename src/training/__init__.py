@@ -1,0 +1,1 @@
+"""One training: flags, tokenised rows, model, trainer, record, experiment."""

@@ -1,0 +1,258 @@
+"""Every flag of the training scripts, once: its unit, default and old spellings."""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+
+from src import DEFAULT_CACHE_DIR, DEFAULT_DATA_DIR, DEFAULT_TASK_DIR
+from src.cli import InputError, OneLineErrors, did_you_mean, warn
+
+
+def flag(default, help: str):
+    """A dataclass field with help text; lists are copied for each instance."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and which of its weights are trained (all of them, unless one of the --train_... flags is given)."""
+
+    model_name_or_path: str = field(metadata={
+        "help": "Any sequence-to-sequence model: a name on the hub (t5-base, facebook/bart-base) or a folder."})
+    model_revision: str = flag("main", "Branch, tag or commit of the model on the hub.")
+    train_lora: bool = flag(False, "Train low-rank adapters (LoRA) only; checkpoints hold the adapter alone.")
+    lora_rank: int = flag(4, "Rank of the LoRA update, 1 or more.")
+    lora_alpha: float = flag(32, "Scale of the LoRA update: it is multiplied by lora_alpha / lora_rank.")
+    lora_dropout: float = flag(0.0, "Dropout probability before the LoRA matrices, 0 to 1.")
+    lora_target_modules: list[str] | None = flag(
+        None, "Names of the linear layers that get LoRA (default: the query and value projections).")
+    train_prefix: bool = flag(False, "Train a prefix of key and value vectors in each layer only (prefix tuning).")
+    train_prompt_tuning: bool = flag(False, "Train vectors put before the input only (prompt tuning).")
+    num_virtual_tokens: int = flag(20, "Length of the trained prefix or prompt, in positions.")
+
+    def check(self) -> None:
+        chosen = [name for name in ("train_lora", "train_prefix", "train_prompt_tuning") if getattr(self, name)]
+        if len(chosen) > 1:
+            raise InputError(f"--{chosen[0]} and --{chosen[1]} exclude each other; give at most one")
+        at_least("lora_rank", self.lora_rank, 1)
+        at_least("num_virtual_tokens", self.num_virtual_tokens, 1)
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(f"--lora_dropout {self.lora_dropout} must be at least 0 and below 1")
+
+
+@dataclass
+class DataArguments:
+    """Rows, templates and lengths."""
+
+    template_idx: list[str] = flag(
+        ["0"], "Instructions to train and evaluate under: positions in the task file, -1 (none) for the bare input.")
+    task_dir: str = flag(DEFAULT_TASK_DIR, "Folder of the task files (YAML, or Natural Instructions JSON).")
+    data_dir: str = flag(DEFAULT_DATA_DIR, "Folder of local rows: <task>/train.jsonl|csv|parquet and so on; used where "
+                         "present, otherwise the rows come from the hub.")
+    cache_dir: str = flag(DEFAULT_CACHE_DIR, "Folder for tokenised data and downloads.")
+    overwrite_cache: bool = flag(False, "Render and tokenise again instead of using the cache.")
+    max_source_length: int = flag(512, "Longer inputs are cut to this many tokens.")
+    max_target_length: int = flag(128, "Longer targets are cut to this many tokens.")
+    pad_to_max_length: bool = flag(
+        False, "Ask for fixed shapes. Honoured with --torch_compile; otherwise batches are padded to their longest "
+        "row, which gives the same loss at a fraction of the cost.")
+    downsample: int | None = flag(
+        None, "Keep at most this many training rows per task, and as many evaluation rows, drawn by --data_seed or "
+        "the run's seed (default: all).")
+    validation_from_train: bool | None = flag(
+        None, "Where the test split has no labels: test on the official validation split and validate on a seeded "
+        "slice of the training split (default: with --do_predict only).")
+
+    def check(self) -> None:
+        for name in ("max_source_length", "max_target_length"):
+            at_least(name, getattr(self, name), 1)
+        if self.downsample is not None:
+            at_least("downsample", self.downsample, 1)
+        self.indices()
+
+    def indices(self) -> list[int]:
+        """Template indices in the order given; raise InputError for what is no index or is given twice."""
+        indices = []
+        for text in self.template_idx:
+            try:
+                index = -1 if text == "none" else int(text)
+            except ValueError:
+                raise InputError(f"--template_idx '{text}' must be a position from 0 on, or -1 (none)") from None
+            if index in indices:
+                raise InputError(f"--template_idx {index} is given twice")
+            indices.append(index)
+        if not indices:
+            raise InputError("--template_idx is empty; give positions from 0 on, or -1 (none)")
+        return indices
+
+
+@dataclass
+class InstructionArguments(DataArguments):
+    """Rows, templates and lengths of one task."""
+
+    task_name: str = field(kw_only=True, metadata={"help": "The task: the name of a file in --task_dir."})
+
+
+@dataclass
+class MultitaskArguments(DataArguments):
+    """Rows, templates and lengths of several tasks."""
+
+    task_names: list[str] = field(kw_only=True, metadata={
+        "help": "The tasks: names of files in --task_dir, globs (demo_*), or @file with names."})
+    mixing: Literal["proportional", "equal", "temperature"] = flag(
+        "proportional", "How often each task's rows are drawn: by their number, equally, or by their number to the "
+        "power 1 / mixing_temperature.")
+    mixing_temperature: float = flag(2.0, "Temperature of --mixing temperature: 1 is proportional, large is equal.")
+
+    def check(self) -> None:
+        super().check()
+        if self.mixing_temperature <= 0:
+            raise InputError(f"--mixing_temperature {self.mixing_temperature} must be above 0")
+
+
+@dataclass
+class ResultArguments:
+    """Repetitions and results."""
+
+    runs: int = flag(1, "Number of runs, with seeds --seed, --seed + 1, and so on.")
+    save_name: str | None = flag(None, "Name of the results, <results_dir>/<save_name>/ (default: by task, model).")
+    results_dir: str = flag("results", "Folder of all results.")
+
+    def check(self) -> None:
+        at_least("runs", self.runs, 1)
+
+
+@dataclass
+class TrainingArguments(Seq2SeqTrainingArguments):
+    """All flags of the Hugging Face trainer, with the few changes below."""
+
+    output_dir: str = flag("saved/", "Folder of the checkpoints: <output_dir>/<run>/checkpoint-<step>/.")
+    overwrite_output_dir: bool = flag(
+        False, "Start each run afresh; without it a finished run is kept and a broken one goes on from its checkpoint.")
+    disable_tqdm: bool = flag(False, "No progress bars.")
+    report_to: str = flag("none", "Where the trainer reports to: none, tensorboard, wandb, ...")
+    save_total_limit: int | None = flag(1, "Checkpoints kept besides the best one.")
+    # The filter would hide that the loss has become NaN, which must end the run.
+    logging_nan_inf_filter: bool = flag(False, "Leave NaN losses out of the logged mean.")
+
+    def __post_init__(self):
+        import torch
+
+        on_gpu = torch.cuda.is_available() and not self.use_cpu
+        if self.fp16 and not on_gpu:
+            warn("--fp16 True: there is no GPU, training in float32")
+            self.fp16 = False
+        elif self.fp16 and torch.cuda.is_bf16_supported():
+            warn("--fp16 True: T5 in float16 can overflow to NaN; this GPU knows bfloat16, --bf16 True is recommended")
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False
+        if os.environ.get("CUDA_VISIBLE_DEVICES", "").strip("-1 ") and not torch.cuda.is_available():
+            warn(f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}: no such GPU, running on the CPU")
+        if (self.load_best_model_at_end and self.save_strategy == self.eval_strategy == "steps" and self.eval_steps
+                and min(self.eval_steps, self.save_steps) >= 1 and self.save_steps % self.eval_steps):
+            raise InputError(f"--save_steps {self.save_steps:g} must be a multiple of --eval_steps {self.eval_steps:g} "
+                             f"with --load_best_model_at_end, for example {self.eval_steps:g}")
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        # One process trains on one GPU, so that the batch size means what it says; torchrun takes more of them.
+        self._n_gpu = min(self.n_gpu, 1)
+
+    def check(self) -> None:
+        if not (self.do_train or self.do_eval or self.do_predict):
+            raise InputError("nothing to do: give --do_train, --do_eval or --do_predict")
+        if not self.predict_with_generate and (self.do_eval or self.do_predict):
+            raise InputError("--do_eval and --do_predict compare generated text: add --predict_with_generate")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            at_least(name, getattr(self, name), 1)
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise InputError(f"--max_steps {self.max_steps} must be at least 1 (or -1: by --num_train_epochs)")
+        if self.learning_rate < 0:
+            raise InputError(f"--learning_rate {self.learning_rate} must not be negative")
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise InputError(f"--{name} {value} must be at least {least}")
+
+
+RENAMED = {"--evaluation_strategy": "--eval_strategy", "--template_idxs": "--template_idx"}
+
+
+def translate_old_flags(arguments: list[str]) -> list[str]:
+    """Replace flags that transformers 5 renamed or dropped by today's, with one warning where the meaning moved."""
+    translated, i = [], 0
+    while i < len(arguments):
+        name, equals, value = arguments[i].partition("=")
+        i += 1
+        if name not in (*RENAMED, "--no_cuda", "--warmup_ratio", "--group_by_length", "--logging_dir",
+                        "--use_auth_token"):
+            translated.append(arguments[i - 1])
+            continue
+        if name in RENAMED:
+            translated.append(RENAMED[name] + equals + value)
+            continue
+        if not equals and i < len(arguments) and not arguments[i].startswith("--"):
+            value, i = arguments[i], i + 1
+        on = value.lower() not in ("false", "f", "no", "n", "0")
+        if name == "--no_cuda":
+            new, now = ["--use_cpu", str(on)], "--use_cpu"
+        elif name == "--warmup_ratio":
+            new, now = ["--warmup_steps", value], "--warmup_steps, where a number below 1 is a share of all steps"
+        elif name == "--group_by_length":
+            new = ["--train_sampling_strategy", "group_by_length"] if on else []
+            now = "--train_sampling_strategy group_by_length"
+        elif name == "--logging_dir":
+            os.environ["TENSORBOARD_LOGGING_DIR"] = value
+            new, now = [], "the environment variable TENSORBOARD_LOGGING_DIR"
+        else:
+            new, now = [], "the token of `hf auth login`, used by itself"
+        warn(f"{name} is an old flag; today it is {now}")
+        translated += new
+    return translated
+
+
+class _Parser(OneLineErrors, HfArgumentParser):
+    """HfArgumentParser with errors of one line."""
+
+
+def parse(data_class: type[DataArguments], description: str, arguments: list[str] | None = None,
+          more: tuple[type, ...] = ()):
+    """Parse the command line.
+
+    Args:
+        data_class: InstructionArguments or MultitaskArguments.
+        more: further dataclasses of flags.
+        description: the script's docstring, shown by --help.
+        arguments: the command line (default: this process's).
+
+    Returns:
+        (data_class, ModelArguments, ResultArguments, TrainingArguments, *more), each checked as far as flags alone
+        allow.
+
+    Raises:
+        InputError: a value that is not allowed. SystemExit(2): a flag that is missing, unknown or of the wrong type.
+    """
+    import argparse
+
+    classes = [data_class, ModelArguments, ResultArguments, TrainingArguments, *more]
+    for cls in classes:
+        cls._argument_group_name = cls.__doc__.strip().partition("\n")[0]
+    parser = _Parser(classes, description=description, allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = translate_old_flags(sys.argv[1:] if arguments is None else arguments)
+    *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True,
+                                                          look_for_args_file=False)
+    if unknown:
+        known = [option for option in parser._option_string_actions if "-" not in option[2:]]
+        hint = did_you_mean(unknown[0].partition("=")[0], known, shown=0) if unknown[0].startswith("--") else ""
+        parser.error(f"unknown argument '{unknown[0]}' {hint.partition('(')[0]}".rstrip())
+    for group in parsed:
+        group.check()
+    return parsed

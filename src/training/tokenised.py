@@ -1,0 +1,173 @@
+"""The way of a row: local file or hub -> rendered under a template -> tokenised -> cached Arrow file -> mixed.
+
+What is tokenised is written to <cache_dir>/tokenised/ under a key made of everything that changes it: the rows'
+source and selection, the template's text, the tokenizer and the lengths. Runs, scripts and sweeps share these files.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from src.cli import InputError
+from src.files import locked
+from src.identity import short_hash
+from src.metrics import metric_names
+from src.tasks.rows import Selection, render_rows
+from src.tasks.template import Template
+
+if TYPE_CHECKING:
+    import datasets
+
+BATCH = 1000  # rows rendered and tokenised at once
+FORMAT = 1  # counted up when what is stored changes, so that older files are not taken for new ones
+GENERATION_MARGIN = 5  # tokens generated beyond the longest answer choice: a longer output could not match it anyway
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The selected rows of a task under one template, tokenised. `key` is a hash of all that decides them.
+
+    `dataset` has the columns input_ids, labels and references (accepted answers); `counts` has rows, input_tokens,
+    target_tokens, cut_inputs, cut_targets (rows longer than allowed), longest_target (tokens), empty_rows (left out).
+    """
+
+    template: Template
+    role: str
+    key: str
+    source: str
+    dataset: "datasets.Dataset"
+    counts: dict[str, int]
+    metrics: tuple[str, ...]
+    longest_choice: int  # tokens of the longest answer choice or gold answer; 0 for free text
+
+    def generation_length(self, cap: int) -> int:
+        """Longest output in tokens (the start token counted) worth generating under the user's `cap`."""
+        return min(cap, self.longest_choice + GENERATION_MARGIN + 1) if self.longest_choice else cap
+
+
+class Preparer:
+    """Renders and tokenises selections, or finds the result in the cache."""
+
+    def __init__(self, tokenizer, cache_dir: str | Path, max_source_length: int, max_target_length: int,
+                 overwrite_cache: bool = False):
+        self.tokenizer = tokenizer
+        self.folder = Path(cache_dir) / "tokenised"
+        self.max_source_length, self.max_target_length = max_source_length, max_target_length
+        self.overwrite_cache = overwrite_cache
+        self._written: set[str] = set()  # --overwrite_cache builds each file once, not once for each run
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._tokenizer_hash = short_hash([type(tokenizer).__name__, backend.to_str() if backend else
+                                      [sorted(tokenizer.get_vocab().items()), repr(tokenizer.init_kwargs)]], 16)
+
+    def prepare(self, selection: Selection, template: Template) -> Prepared:
+        """Return `selection` under `template`, tokenised; evaluation rows sorted by input length, longest first:
+        batches hold rows of like length, and one that does not fit into memory shows at once.
+
+        Raises:
+            InputError: a row cannot be rendered (names task, field and row number), or there are none.
+        """
+        import datasets
+
+        key = short_hash([FORMAT, selection.key, template.hash, template.item, self._tokenizer_hash,
+                          self.max_source_length, self.max_target_length], 16)
+        data = self.folder / f"{template.item}-{selection.role}-{key}.arrow"
+        meta = data.with_suffix(".json")
+        if not meta.exists() or (self.overwrite_cache and key not in self._written):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"--cache_dir: cannot create {self.folder}: {error.strerror}") from error
+            with locked(data.with_suffix(".lock")):
+                if not meta.exists() or self.overwrite_cache:  # another process may have written it meanwhile
+                    self._write(selection, template, data, meta)
+            self._written.add(key)
+        counts = json.loads(meta.read_text(encoding="utf-8"))
+        dataset = datasets.Dataset.from_file(str(data))
+        if selection.role != "train":
+            lengths = [len(ids) for ids in dataset["input_ids"]]
+            longest_first = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+            dataset = dataset.select(longest_first, keep_in_memory=True)
+        choices = template.answer_choices
+        longest = counts["longest_target"] if choices else 0
+        if choices and not isinstance(choices, str):
+            longest = max(longest, *(len(ids) for ids in self._tokenise(list(choices), target=True)))
+        return Prepared(template, selection.role, key, selection.rows.source, dataset, counts,
+                        metric_names(selection.task.metrics, choices), longest)
+
+    def _write(self, selection: Selection, template: Template, data: Path, meta: Path) -> None:
+        from datasets import Features, Sequence, Value
+        from datasets.arrow_writer import ArrowWriter
+
+        features = Features({"input_ids": Sequence(Value("int32")), "labels": Sequence(Value("int32")),
+                             "references": Sequence(Value("string"))})
+        rows = selection.load()
+        template.check_columns(rows[0][1], selection.rows.source)
+        counts = dict.fromkeys(("rows", "input_tokens", "target_tokens", "cut_inputs", "cut_targets",
+                                "longest_target"), 0)
+        temporary = data.with_suffix(f".{os.getpid()}")
+        try:
+            with ArrowWriter(path=str(temporary), features=features) as writer:
+                for start in range(0, len(rows), BATCH):
+                    rendered = render_rows(selection, template, rows[start:start + BATCH])
+                    if not rendered:
+                        continue
+                    inputs = self._tokenise([r.input for r in rendered])
+                    labels = self._tokenise([r.target for r in rendered], target=True)
+                    inputs, cut_inputs = _cut(inputs, self.max_source_length, self.tokenizer.all_special_ids)
+                    labels, cut_labels = _cut(labels, self.max_target_length, self.tokenizer.all_special_ids)
+                    counts["rows"] += len(rendered)
+                    counts["input_tokens"] += sum(map(len, inputs))
+                    counts["target_tokens"] += sum(map(len, labels))
+                    counts["cut_inputs"] += cut_inputs
+                    counts["cut_targets"] += cut_labels
+                    counts["longest_target"] = max(counts["longest_target"], *map(len, labels))
+                    writer.write_batch({"input_ids": inputs, "labels": labels,
+                                        "references": [list(r.references) for r in rendered]})
+                if not counts["rows"]:
+                    raise InputError(f"{selection.rows.source}: all {len(rows)} {selection.role} rows are without text "
+                                     f"under template {template.index} of task '{selection.task.name}'")
+                counts["empty_rows"] = len(rows) - counts["rows"]
+                writer.finalize()
+            temporary.replace(data)
+            temporary.write_text(json.dumps(counts), encoding="utf-8")
+            temporary.replace(meta)  # last: the file counts as written once this is there
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _tokenise(self, texts: list[str], target: bool = False) -> list[list[int]]:
+        return self.tokenizer(**{"text_target" if target else "text": texts}, verbose=False)["input_ids"]
+
+
+def _cut(sequences: list[list[int]], longest: int, special: list[int]) -> tuple[list[list[int]], int]:
+    """Cut sequences of token ids to `longest`, keeping the closing special token; return them and how many were cut."""
+    too_long = [i for i, ids in enumerate(sequences) if len(ids) > longest]
+    for i in too_long:
+        ids = sequences[i]
+        sequences[i] = [*ids[:longest - 1], ids[-1]] if ids[-1] in special else ids[:longest]
+    return sequences, len(too_long)
+
+
+def mix(prepared: Sequence[Prepared], mixing: str = "proportional", temperature: float = 2.0,
+        seed: int = 0) -> "datasets.Dataset":
+    """Join training rows of several tasks; the trainer shuffles them.
+
+    Args:
+        prepared: one entry per task and template; the templates of a task stay together.
+        mixing: proportional (each row once), equal, or temperature: tasks drawn with probability n ** (1 / temperature)
+            of their n rows, small tasks repeated, until each row of each task was seen (Raffel et al., 2020, 3.5.2).
+    """
+    import datasets
+
+    tasks: dict[str, list] = {}
+    for entry in prepared:
+        tasks.setdefault(entry.template.task, []).append(entry.dataset.select_columns(["input_ids", "labels"]))
+    joined = [datasets.concatenate_datasets(parts) for parts in tasks.values()]
+    if mixing == "proportional" or len(joined) == 1:
+        return datasets.concatenate_datasets(joined)
+    weights = [len(part) ** (1 / temperature) if mixing == "temperature" else 1.0 for part in joined]
+    return datasets.interleave_datasets(
+        [part.shuffle(seed=seed, keep_in_memory=True) for part in joined],
+        probabilities=[w / sum(weights) for w in weights], seed=seed, stopping_strategy="all_exhausted")

@@ -1,0 +1,181 @@
+"""The Seq2SeqTrainer wrapper: each item evaluated by itself, the best evaluated model kept."""
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+import transformers
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer
+
+from src import metrics
+from src.training.flags import DataArguments, TrainingArguments
+from src.training.tokenised import Prepared
+
+log = logging.getLogger(__name__)
+EMPTY_EVALUATIONS = 3  # that many evaluations in a row of nothing but empty text end a run
+
+
+class TrainingFailed(RuntimeError):
+    """The run cannot give a result any more; the message names the cure."""
+
+
+class _Report(transformers.TrainerCallback):
+    """One log line per training log and per evaluation; ends the run when the loss is no number."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or logs is None:
+            return
+        loss = logs.get("loss", logs.get("train_loss"))
+        if loss is not None and not math.isfinite(loss):
+            cure = ("float16 overflowed: use --bf16 True, or float32 (--fp16 False)" if args.fp16
+                    else "lower --learning_rate or --max_grad_norm")
+            raise TrainingFailed(f"the training loss is {loss} at step {state.global_step}; {cure}")
+        names = ("loss", "learning_rate", "eval_loss", "eval_exact_match", "train_loss", "train_runtime")
+        text = "  ".join(f"{name} {logs[name]:.4g}" for name in names if name in logs)
+        if text:
+            log.info("step %d/%d  %s", state.global_step, state.max_steps, text)
+
+
+class Trainer(Seq2SeqTrainer):
+    """Seq2SeqTrainer that evaluates each item by itself and keeps the best *evaluated* model.
+
+    Args:
+        eval_items: item name -> its evaluation sets, one per template; an item's metric is the mean over them.
+        data_args: lengths and padding.
+
+    `evaluate` gives, for each template `rte_0` and each item: `eval_rte_0_exact_match`, `eval_rte_0_loss`, ...; and
+    for each metric its mean over the items that have it: `eval_exact_match`.
+    """
+
+    def __init__(self, model, tokenizer, args: TrainingArguments, data_args: DataArguments,
+                 train_dataset=None, eval_items: dict[str, Sequence[Prepared]] | None = None):
+        fixed = data_args.pad_to_max_length and args.torch_compile
+        collator = DataCollatorForSeq2Seq(
+            tokenizer, model=model, padding="max_length" if fixed else "longest",
+            max_length=data_args.max_source_length if fixed else None,
+            pad_to_multiple_of=8 if args.fp16 or args.bf16 else None)
+        super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_items or {},
+                         data_collator=collator, processing_class=tokenizer, callbacks=[_Report()])
+        for module in model.modules():  # T5's encoder and decoder hold copies of the config that Trainer sets this in
+            if hasattr(module, "config") and hasattr(module.config, "use_cache"):
+                module.config.use_cache = args.use_cache  # training fills no cache; generation asks for its own
+        self.remove_callback(transformers.trainer_callback.PrinterCallback)
+        self.generation_cap = args.generation_max_length or data_args.max_target_length
+        self.max_source_length = data_args.max_source_length
+        self._empty_evaluations = 0
+
+    def evaluate(self, eval_dataset: dict[str, Sequence[Prepared]] | None = None, ignore_keys=None,
+                 metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Generate for every evaluation set and score it; see the class for the keys of the result."""
+        items = self.eval_dataset if eval_dataset is None else eval_dataset
+        result, by_item, empty = {}, {}, True
+        for item, sets in items.items():
+            scores = []
+            for prepared in sets:
+                scores.append(self._evaluate_set(prepared))
+                empty = empty and scores[-1].pop("empty")
+                result |= _prefixed(f"{metric_key_prefix}_{prepared.template.item}", scores[-1])
+            by_item[item] = _means(scores)
+            result |= _prefixed(f"{metric_key_prefix}_{item}", by_item[item])
+        result |= _prefixed(metric_key_prefix, _means(by_item.values()))
+        self.log(dict(result))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, result)
+        if self.is_in_train:
+            self._empty_evaluations = self._empty_evaluations + 1 if empty else 0
+            if self._empty_evaluations == EMPTY_EVALUATIONS:
+                raise TrainingFailed(
+                    f"{EMPTY_EVALUATIONS} evaluations in a row gave only empty text (last at step "
+                    f"{self.state.global_step}); with --fp16 use --bf16 True or float32, else lower --learning_rate")
+        return result
+
+    def _evaluate_set(self, prepared: Prepared) -> dict[str, float]:
+        self._gen_kwargs = {"max_length": prepared.generation_length(self.generation_cap), "use_cache": True,
+                            "num_beams": self.args.generation_num_beams or 1, "do_sample": False}
+        self.compute_metrics = partial(self._score, prepared)
+        self.gather_function = self.accelerator.gather
+        loader = self._evaluation_loader(prepared)
+        output = self.evaluation_loop(loader, prepared.template.item, prediction_loss_only=False, metric_key_prefix="x")
+        return {name.removeprefix("x_"): value for name, value in output.metrics.items()
+                if name != "x_model_preparation_time"}
+
+    def _evaluation_loader(self, prepared: Prepared):
+        """Batches of rows of like length: as many as take no more room than --per_device_eval_batch_size longest rows.
+
+        Several processes share out batches of equal size, so that there the number of rows is fixed.
+        """
+        dataset = prepared.dataset.select_columns(["input_ids", "labels"])
+        if self.args.world_size > 1:
+            return self.get_eval_dataloader(dataset)
+        room = self.args.eval_batch_size * self.max_source_length, self.args.eval_batch_size * self.generation_cap
+        outputs = self._gen_kwargs["max_length"]
+        batches, start = [], 0
+        while start < len(dataset):  # longest rows first: the first row of a batch is its longest
+            size = max(1, min(room[0] // len(dataset[start]["input_ids"]),
+                              room[1] // max(outputs, prepared.counts["longest_target"])))
+            batches.append(range(start, min(start + size, len(dataset))))
+            start += size
+        return self.accelerator.prepare(torch.utils.data.DataLoader(
+            dataset, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=self.args.dataloader_pin_memory,
+            num_workers=self.args.dataloader_num_workers))
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
+        """Return (None, generated ids, [batch, 2]: summed negative log-likelihood and number of each row's labels).
+
+        The sums make the loss exact for every batch size and order: evaluation rows come sorted by length.
+        """
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs["labels"]
+        source = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
+            if not getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
+                # The encoder is most of the cost: run it once for both the loss and the generation.
+                encoded = self.model.get_encoder()(**source)
+                source = {"encoder_outputs": encoded, "attention_mask": source["attention_mask"]}
+            logits = model(**source, labels=labels).logits
+            generated = self.model.generate(**source, **self._gen_kwargs)
+        loss = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100,
+                                                 reduction="none")
+        return None, generated, torch.stack([loss.sum(1), (labels != -100).sum(1).to(loss.dtype)], dim=1)
+
+    def _score(self, prepared: Prepared, output: transformers.EvalPrediction) -> dict[str, float]:
+        count = len(prepared.dataset)  # several processes fill the last batch up with repeated rows
+        pad = self.processing_class.pad_token_id
+        generated = np.where(output.predictions[:count] == -100, pad, output.predictions[:count])
+        texts = [t.strip() for t in self.processing_class.batch_decode(generated, skip_special_tokens=True)]
+        nll, tokens = output.label_ids[:count].sum(axis=0)
+        return metrics.compute(prepared.metrics, texts, prepared.dataset["references"],
+                               () if isinstance(prepared.template.answer_choices, str)
+                               else prepared.template.answer_choices) | {
+            "loss": float(nll / tokens),
+            "gen_len": float((generated[:, 1:] != pad).sum(axis=1).mean()),  # the start token is not counted
+            "empty": not any(texts),
+        }
+
+    def _issue_warnings_after_load(self, load_result):
+        # Tied weights are stored once, under one of their names; the others are not missing.
+        tied = getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", {})
+        load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result)
+
+    def _determine_best_metric(self, metrics, trial):
+        # Saving only at --save_steps, the trainer would load the best *saved* model, not the best evaluated one.
+        best = super()._determine_best_metric(metrics, trial)
+        if best and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return best
+
+
+def _means(scores: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over those that have it."""
+    values: dict[str, list[float]] = {}
+    for score in scores:
+        for name, value in score.items():
+            values.setdefault(name, []).append(value)
+    return {name: float(np.mean(of_metric)) for name, of_metric in values.items()}
+
+
+def _prefixed(prefix: str, scores: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}_{name}": value for name, value in scores.items()}
