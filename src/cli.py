@@ -1,4 +1,4 @@
-"""Bad input and how a command ends: one exception, errors of one line, the nearest name, warnings, exit codes.
+"""What all commands share: bad input and how a command ends, flags that name results, tables.
 
 Lies below every other module, so that each of them may raise InputError and the scripts catch one type: message to
 standard error, exit code 2, no traceback. Imports nothing heavy.
@@ -11,6 +11,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
+
+from src import DEFAULT_TASK_DIR
 
 PARENT = "SWEEP_PARENT_PID"  # set by whoever starts a process that must not outlive it
 _PR_SET_PDEATHSIG = 1
@@ -54,6 +56,49 @@ def run_as_script(main: Callable[[], int]) -> NoReturn:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         code = 130
     raise SystemExit(code)
+
+
+# ---- flags and tables -----------------------------------------------------------------------------------------------
+
+RESULTS_FLAGS = {
+    "save_name": {"required": True, "help": "name of the sweep: the folder below --results_dir"},
+    "results_dir": {"default": "results", "help": "folder of all results (default: results)"},
+    "task_dir": {"default": DEFAULT_TASK_DIR, "help": "folder of task files, for each task's main metric (default: "
+                 "%(default)s)"},
+    "split": {"default": "valid", "choices": ("valid", "test"), "help": "scores of which split to read (default: "
+              "valid)"},
+    "metric": {"help": "metric of all items, e.g. loss or exact_match (default: each task's own main metric)"},
+    "config_hash": {"help": "read only the runs of this config_hash (default: all; an error if they differ)"},
+}
+
+
+def add_results_flags(parser: argparse.ArgumentParser, *names: str, **changes: dict) -> None:
+    """Add the flags that name results and what to read of them, by `names` (default: all); `changes` of one's options.
+
+    Each means the same in every command.
+    """
+    for name in names or RESULTS_FLAGS:
+        parser.add_argument(f"--{name}", **RESULTS_FLAGS[name] | changes.get(name, {}))
+
+
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[str] | None], fold: str | None = None,
+                **options) -> None:
+    """Print text in columns, with rich.table's `options`; a row None is a line across.
+
+    The column `fold` is broken over lines where it is too long, never cut. A pipe gets lines of 200 columns, or of
+    $COLUMNS.
+    """
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table(*(Column(name, overflow="fold") if name == fold else name for name in columns), **options)
+    for row in rows:
+        if row is None:
+            table.add_section()
+        else:
+            table.add_row(*row)
+    console = Console()
+    Console(width=None if console.is_terminal or "COLUMNS" in os.environ else 200).print(table)
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 import numpy as np
 
+KINDS = ("alone", "all", "cluster", "gain_over_alone", "gain_over_all")
+
 
 def compare_trainings(scores, clusters: list[list[str]]):
     """A data frame with a row per item: its `oriented` score trained alone, with all items, and in its cluster.
 
-    Columns item, metric, then for each of alone, all, cluster: the mean over seeds and its standard error.
+    Columns item, metric, then for each of KINDS the mean over seeds and, in <kind>_se, its standard error. The gains
+    are those of the cluster; NaN where one of the two was not trained.
     """
     import pandas as pd
 
@@ -21,4 +24,8 @@ def compare_trainings(scores, clusters: list[list[str]]):
                 row["metric"] = score.metric if score else row.get("metric")
                 row[kind], row[f"{kind}_se"] = (score.value, np.sqrt(score.variance)) if score else (np.nan, np.nan)
             rows.append(row)
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    for other in ("alone", "all"):
+        frame[f"gain_over_{other}"] = frame["cluster"] - frame[other]
+        frame[f"gain_over_{other}_se"] = np.hypot(frame["cluster_se"], frame[f"{other}_se"])
+    return frame

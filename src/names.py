@@ -1,10 +1,11 @@
 """Names of items, a task (`rte`) or one of its templates (`rte_0`; `rte_-1` is the bare input), and of folders."""
 
 import re
-from pathlib import Path
+import unicodedata
 
 from src.cli import InputError
 
+SPLITS = ("valid", "test")  # of results
 MAX_NAME = 100  # bytes; leaves room for the suffixes within the 255 of a file name
 
 
@@ -20,7 +21,17 @@ def task_of_template(item: str) -> str | None:
     return match[1] if match else None
 
 
-def check_name(flag: str, name: str) -> None:
-    """Raise InputError where `name` cannot be the name of a folder and files of its own."""
-    if not name or name != Path(name).name or name.startswith(".") or len(name.encode()) > MAX_NAME:
-        raise InputError(f"{flag} '{name}' must be a plain file name of at most {MAX_NAME} bytes, without '/'")
+def _is_plain(sign: str) -> bool:
+    return sign in "_-." or unicodedata.category(sign)[0] in "LMN"  # letters of any script, their marks, digits
+
+
+def check_name(where: str, name: str) -> None:
+    """Raise InputError, beginning with `where`, where `name` cannot be that of an item, or of a folder and files."""
+    if not name or name[0] in "-." or len(name.encode(errors="replace")) > MAX_NAME or not all(map(_is_plain, name)):
+        raise InputError(f"{where} '{name}' must be a plain file name: letters, digits, '_', '-' and '.', not first "
+                         f"'-' or '.', at most {MAX_NAME} bytes")
+
+
+def plain(text: str) -> str:
+    """`text` with '_' for each sign that no name may hold."""
+    return "".join(sign if _is_plain(sign) else "_" for sign in text)

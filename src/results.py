@@ -8,27 +8,35 @@
 The last three are derived from the parts under runs/ by `merge`, under a lock, and replaced at once: a reader never
 sees half a file, two writers never lose a row, and a run that is repeated replaces its rows instead of adding to them.
 
-`python -m src.results merge SAVE_NAME` rebuilds them at any time.
+    python -m src.results merge SAVE_NAME                      rebuild these at any time
+    python -m src.results import FILE ... --save_name NAME     make a part of each table of scores from elsewhere
 """
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import math
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from src.cli import InputError, run_as_script
+from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script
 from src.files import check_writable, locked, write_whole
-from src.names import check_name, natural_order
+from src.identity import short_hash
+from src.names import SPLITS, check_name, natural_order, plain
+from src.tables import Reading, Score, describe, read_table
 
 COLUMNS = ("run_id", "status", "seed", "item", "template", "template_hash", "trained_on", "split", "model", "metric",
-           "value", "n_examples", "steps", "seconds", "commit", "config_hash")
-SPLITS = ("valid", "test")
+           "value", "n_examples", "steps", "seconds", "commit", "config_hash", "std", "seeds")
+NEWER = {"std", "seeds"}  # columns that parts of older versions do not have
+MEASURED = ("completed", "imported")  # statuses of rows with true scores
 
 
 class Results:
@@ -57,13 +65,16 @@ class Results:
 
     def write_run(self, run_id: str, rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> None:
         """Write one run's record and rows (keys: COLUMNS), then bring the derived files up to date."""
+        self.write_part(run_id, rows, record)
+        self.merge()
+
+    def write_part(self, run_id: str, rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> None:
         self.write_record(run_id, record)
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.part(run_id), text.getvalue())
-        self.merge()
 
     def write_record(self, run_id: str, record: Mapping[str, Any]) -> None:
         self.part(run_id).parent.mkdir(parents=True, exist_ok=True)
@@ -105,12 +116,8 @@ class Results:
         if not (self.folder / "runs").is_dir():
             raise InputError(f"{self.folder}: no runs there")
         with locked(self.folder / ".lock"):
-            parts, header = [], ",".join(COLUMNS) + "\n"
-            for path in sorted((self.folder / "runs").glob("*.csv")):
-                text = path.read_text(encoding="utf-8")
-                if not text.startswith(header):
-                    raise InputError(f"{path}, line 1: expected the columns {header.strip()}")
-                parts.append(text[len(header):])
+            header = ",".join(COLUMNS) + "\n"
+            parts = [_rows_of(path, header) for path in sorted((self.folder / "runs").glob("*.csv"))]
             write_whole(self.runs_csv, header + "".join(parts))
             for split in SPLITS:
                 table = _summary(csv.DictReader(io.StringIO(header + "".join(parts))), split)
@@ -121,43 +128,138 @@ class Results:
         return len(parts)
 
 
+def _rows_of(part: Path, header: str) -> str:
+    """The lines of a part below its header, in the columns of this version."""
+    text = part.read_text(encoding="utf-8")
+    if text.startswith(header):
+        return text[len(header):]
+    reader, out = csv.DictReader(io.StringIO(text)), io.StringIO()
+    columns = reader.fieldnames or ()
+    if not set(COLUMNS) - NEWER <= set(columns) <= set(COLUMNS):
+        raise InputError(f"{part}, line 1: expected the columns {header.strip()}")
+    csv.DictWriter(out, COLUMNS, lineterminator="\n").writerows(reader)
+    return out.getvalue()
+
+
 def _summary(rows: Iterable[Mapping[str, str]], split: str) -> str:
-    """Means and standard deviations over runs, as CSV text; empty where `split` has no completed rows.
+    """Means and standard deviations over runs, as CSV text; empty where `split` has no measured rows.
 
     Runs of different settings or templates under one name stay in rows of their own; a seed counts once. The standard
-    deviation is that of a sample (n - 1), and empty for a single run and where a run gave NaN or infinity.
+    deviation is that of a sample (n - 1), and empty for a single run and where a run gave NaN or infinity. An imported
+    mean keeps the standard deviation and the number of seeds that it came with.
     """
-    values = defaultdict(lambda: defaultdict(dict))
+    groups = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        if row["split"] == split and row["status"] == "completed":
-            key = row["item"], row["trained_on"], row["config_hash"], row["template_hash"]
-            values[key][row["metric"]][row["seed"]] = float(row["value"])
-    if not values:
+        if row["split"] == split and row["status"] in MEASURED:
+            key = row["item"], row["trained_on"], row["config_hash"], row["template_hash"], row["status"]
+            groups[key][row["metric"]][row["seed"]] = row
+    if not groups:
         return ""
-    metrics = sorted({metric for group in values.values() for metric in group})
+    metrics = sorted({metric for group in groups.values() for metric in group})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["Task", "Trained on", *(f"eval_{m}{suffix}" for m in metrics for suffix in ("", "_std")),
                      "runs", "config_hash"])
-    for (item, trained_on, config_hash, _), group in sorted(values.items(), key=lambda entry: (
+    for (item, trained_on, config_hash, *_), group in sorted(groups.items(), key=lambda entry: (
             natural_order(entry[0][1]), natural_order(entry[0][0]), entry[0][2:])):
-        numbers = []
-        for metric in metrics:
-            seen = list(group.get(metric, {}).values())
-            numbers += [round(statistics.fmean(seen), 6) if seen else "",
-                        round(statistics.stdev(seen), 6) if len(seen) > 1 and all(map(math.isfinite, seen)) else ""]
-        writer.writerow([item, trained_on, *numbers, max(map(len, group.values())), config_hash])
+        found = {metric: _mean(list(of_metric.values())) for metric, of_metric in group.items()}
+        numbers = [number for metric in metrics for number in found.get(metric, ("", "", 0))[:2]]
+        writer.writerow([item, trained_on, *numbers, max(runs for *_, runs in found.values()), config_hash])
     return text.getvalue()
 
 
+def _mean(rows: list[Mapping[str, str]]) -> tuple[float, float | str, int]:
+    """Mean, standard deviation ('' where unknown) and number of seeds of the rows of one score."""
+    values = [float(row["value"]) for row in rows]
+    if len(rows) == 1:
+        std, seeds = rows[0]["std"], rows[0]["seeds"]
+        return round(values[0], 6), round(float(std), 6) if std else "", int(seeds or 1)
+    spread = round(statistics.stdev(values), 6) if all(map(math.isfinite, values)) else ""
+    return round(statistics.fmean(values), 6), spread, len(values)
+
+
+# ---- import ---------------------------------------------------------------------------------------------------------
+
+
+def import_tables(results: Results, files: Iterable[str], how: Reading, command: list[str]) -> None:
+    """Make a part of each table of scores, in place of what the same file gave before; none where one is not right.
+
+    To be followed by `merge`.
+
+    Raises:
+        InputError: a file cannot be read (see `read_table`), holds a score that another one brought, or is itself
+            derived from the parts and would be written over.
+    """
+    results.check_writable()
+    derived = {path.resolve() for path in (results.runs_csv, *map(results.summary_csv, SPLITS))}
+    parts: dict[str, tuple[Path, str, list[Score]]] = {}
+    for path in map(Path, files):
+        if path.resolve() in derived:
+            raise InputError(f"{path}: would be written over by what is derived from it; give another --save_name than "
+                             f"{results.save_name}")
+        run_id = f"import-{plain(path.stem)[:40]}-{short_hash(str(path.resolve()))}"
+        parts[run_id] = path, *read_table(path, how)
+    _reject_known(results, parts)
+    for run_id, (path, form, scores) in parts.items():
+        again = "again, in place of before, " if results.part(run_id).exists() else ""
+        rows = [{name: value for name, value in asdict(score).items() if name != "line"}
+                | {"run_id": run_id, "status": "imported"} for score in scores]
+        results.write_part(run_id, rows, {
+            "run_id": run_id, "status": "imported", "source": str(path.resolve()), "form": form, "rows": len(rows),
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "command": command,
+            "imported": datetime.now(UTC).isoformat(timespec="seconds")})
+        print(f"{path}: {again}{form}, {len(rows)} scores of {len({score.item for score in scores})} items after "
+              f"{len({score.trained_on for score in scores})} subsets, "
+              + ", ".join(sorted({f"{score.metric} ({score.split})" for score in scores})))
+
+
+def _reject_known(results: Results, parts: Mapping[str, tuple[Path, str, list[Score]]]) -> None:
+    """Raise InputError where a score of `parts` is also in another table: which of them counts would be chance."""
+    names, seen = ("item", "trained_on", "metric", "split", "config_hash", "seed"), {}
+    for path in sorted((results.folder / "runs").glob("import-*.csv")):
+        if path.stem not in parts:
+            with path.open(encoding="utf-8", newline="") as file:
+                seen |= {tuple(row.get(name) for name in names): path.stem for row in csv.DictReader(file)}
+    for run_id, (path, _, scores) in parts.items():
+        for score in scores:
+            other = seen.setdefault(tuple(str(getattr(score, name)) for name in names), run_id)
+            if other != run_id:
+                raise InputError(f"{path}, line {score.line}: {describe(score)} is there already, in "
+                                 f"{results.part(other)}; delete that and its record, or give another --save_name")
+
+
+def make_parser() -> OneLineErrors:
+    parser = OneLineErrors(prog="python -m src.results", allow_abbrev=False, description=__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    merge = commands.add_parser("merge", allow_abbrev=False, help="rebuild the CSV files of a save_name from its parts")
+    merge.add_argument("save_name", help="name of the folder under --results_dir")
+    table = commands.add_parser("import", allow_abbrev=False, help="take over tables of scores from elsewhere",
+                                description="Take over tables of scores; results/README.md shows their forms.")
+    add = table.add_argument
+    add("files", nargs="+", metavar="FILE", help="a CSV file: a wide, a long or a square table")
+    add_results_flags(table, "save_name", "split", save_name={"help": "results go to <results_dir>/<save_name>/"},
+                      split={"help": "split of the rows that do not name theirs (default: valid)"})
+    add("--metric", action="append", default=[], metavar="NAME", help="take this metric alone, and those of further "
+        "--metric; a square table needs it (default: all)")
+    add("--task", help="the task that bare numbers are templates of: with rte, 0 is rte_0")
+    add("--as", dest="square_as", choices=["pairs", "transfer"], help="whether a square table holds the row's item "
+        "after training with the column's, or after the column's alone (default: pairs)")
+    for each in (merge, table):
+        add_results_flags(each, "results_dir")
+    return parser
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m src.results", allow_abbrev=False,
-                                     description="Rebuild the CSV files of a save_name from the parts of its runs.")
-    parser.add_argument("command", choices=["merge"])
-    parser.add_argument("save_name", help="name of the folder under --results_dir")
-    parser.add_argument("--results_dir", default="results", help="folder of all results (default: results)")
-    args = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = make_parser().parse_args(arguments)
     results = Results(args.results_dir, args.save_name)
+    if args.command == "import":
+        if args.task is not None:
+            check_name("--task", args.task)
+        metrics = tuple(dict.fromkeys(name.removeprefix("eval_") for name in args.metric))
+        import_tables(results, args.files, Reading(args.split, metrics, args.task, args.square_as),
+                      ["python", "-m", "src.results", *arguments])
     print(f"{results.runs_csv}: {results.merge()} runs")
     return 0
 

@@ -9,12 +9,12 @@ import numpy as np
 from src.cli import InputError, did_you_mean
 from src.identity import changes_result
 from src.metrics import LOWER_IS_BETTER
-from src.names import natural_order
-from src.results import SPLITS
+from src.names import SPLITS, natural_order
+from src.results import MEASURED
 
 NOT_A_SCORE = ("gen_len",)  # neither higher nor lower is better
 RUN_COLUMNS = ("run_id", "status", "seed", "item", "trained_on", "split", "metric", "value")
-SCORED = ("completed", "estimated")  # statuses of runs that have scores
+SCORED = (*MEASURED, "estimated")  # statuses of runs that have scores, those that count for more first
 MOST_NAMED = 4  # settings in one error line
 
 
@@ -22,15 +22,19 @@ MOST_NAMED = 4  # settings in one error line
 
 
 def results_file(folder: str | Path, split: str = "valid") -> Path:
-    """runs.csv of the sweep in `folder`, or else <save_name>_<split>.csv; raise InputError where there is neither."""
-    folder = Path(folder)
-    paths = [folder / "runs.csv", folder / f"{folder.name}_{split}.csv"]
-    found = [path for path in paths if path.exists()]
-    if not found:
-        hint = _other_splits(each for each in SPLITS if (folder / f"{folder.name}_{each}.csv").exists())
-        hint = hint or "; " + did_you_mean(folder.name, [path.name for path in folder.parent.glob("*/")])
-        raise InputError(f"--save_name {folder.name}: found neither {paths[0]} nor {paths[1].name}{hint}")
-    return found[0]
+    """runs.csv of the sweep in `folder`; raise InputError where it is not there."""
+    path = Path(folder) / "runs.csv"
+    if path.exists():
+        return path
+    name = path.parent.name
+    tables = {each: path.parent / f"{name}_{each}.csv" for each in (split, *SPLITS)}
+    hint = did_you_mean(name, [place.name for place in path.parent.parent.glob("*/")])
+    for each, table in tables.items():
+        if table.exists():  # of users from before runs.csv
+            hint = (f"{table} is there and can be imported:\n  python -m src.results import {table} "
+                    f"--save_name {name}_imported --split {each}")
+            break
+    raise InputError(f"--save_name {name}: found no {path}; {hint}")
 
 
 def read_scores(folder: str | Path, split: str = "valid", config_hash: str | None = None,
@@ -38,16 +42,32 @@ def read_scores(folder: str | Path, split: str = "valid", config_hash: str | Non
     """The scores of each item after each subset, as a data frame with a row per (trained_on, item, metric).
 
     Columns: trained_on (item names, sorted, separated by spaces), item, metric, value (mean over seeds), variance (of
-    that mean; NaN with one seed), runs, estimated. Files of users from before `runs` and `config_hash` are read as
-    well. Of the `statuses` that count, a true score (completed) goes before an estimated one.
+    that mean; NaN with one seed), runs (seeds), estimated. Of the `statuses` that count, a score of this project's own
+    training (completed) goes before an imported one, and that before an estimated one.
     """
     path = results_file(folder, split)
-    scores = (_read_runs(path, split, config_hash, statuses) if path.name == "runs.csv"
-              else _read_wide(path, config_hash))
-    if scores.empty:
-        raise InputError(f"{path}: no scores of split '{split}'")
-    scores["trained_on"] = [" ".join(sorted(names.split())) for names in scores["trained_on"]]
-    scores = scores.sort_values("estimated", kind="stable").drop_duplicates(["trained_on", "item", "metric"])
+    frame = _read_csv(path, RUN_COLUMNS)
+    frame = frame[frame["status"].isin(statuses)]
+    splits = set(frame["split"])
+    if split not in splits:
+        raise InputError(f"{path}: no {statuses[0]} run has scores of split '{split}'{_other_splits(splits)}")
+    frame = frame[frame["split"] == split]
+    frame = _one_setting(path, frame, ["status", "trained_on", "item", "metric"], config_hash)
+    _reject_duplicates(path, frame, ["run_id", "item", "metric", "trained_on", "seed"])
+    frame = frame.drop_duplicates(["trained_on", "item", "metric", "status", "seed"], keep="last")  # a seed counts once
+    frame = frame.assign(value=_numbers(path, frame["value"]), trained_on=[
+        " ".join(sorted(names.split())) for names in frame["trained_on"]])
+    for name in ("std", "seeds"):  # of imported means; results of older versions do not have them
+        frame[name] = _numbers(path, frame[name].fillna(""), allow_empty=True) if name in frame else np.nan
+    scores = frame.groupby(["trained_on", "item", "metric", "status"], sort=False).agg(
+        value=("value", "mean"), variance=("value", "var"), runs=("value", "size"), std=("std", "first"),
+        seeds=("seeds", "first")).reset_index()
+    is_mean = (scores["runs"] == 1) & (scores["seeds"] > 1)
+    runs = scores["runs"].where(~is_mean, scores["seeds"]).astype(int)
+    variance = scores["variance"].where(~is_mean, scores["std"] ** 2) / runs
+    scores = scores.assign(variance=variance, runs=runs, estimated=scores["status"] == "estimated")
+    scores = scores.sort_values("status", key=lambda status: status.map(SCORED.index), kind="stable")
+    scores = scores.drop_duplicates(["trained_on", "item", "metric"]).drop(columns=["status", "std", "seeds"])
     return scores.reset_index(drop=True)
 
 
@@ -121,46 +141,6 @@ def _reject_duplicates(path: Path, frame, keys: list[str]) -> None:
         line = repeated.index[repeated][0]
         raise InputError(f"{path}, line {line + 2}: a second row for "
                          + ", ".join(f"{key} '{frame.loc[line, key]}'" for key in keys) + "; remove one of them")
-
-
-def _read_runs(path: Path, split: str, config_hash: str | None, statuses: tuple[str, ...]):
-    frame = _read_csv(path, RUN_COLUMNS)
-    frame = frame[frame["status"].isin(statuses)]
-    splits = set(frame["split"])
-    if split not in splits:
-        raise InputError(f"{path}: no {statuses[0]} run has scores of split '{split}'{_other_splits(splits)}")
-    frame = frame[frame["split"] == split]
-    frame = _one_setting(path, frame, ["status", "trained_on", "item", "metric"], config_hash)
-    _reject_duplicates(path, frame, ["run_id", "item", "metric", "trained_on"])
-    frame = frame.drop_duplicates(["trained_on", "item", "metric", "status", "seed"], keep="last")  # a seed counts once
-    frame = frame.assign(value=_numbers(path, frame["value"]), estimated=frame["status"] == "estimated")
-    groups = frame.groupby(["trained_on", "item", "metric", "estimated"], sort=False)["value"]
-    scores = groups.agg(value="mean", variance="var", runs="size").reset_index()
-    return scores.assign(variance=scores["variance"] / scores["runs"])
-
-
-def _read_wide(path: Path, config_hash: str | None):
-    import pandas as pd
-
-    frame = _read_csv(path, ("Task", "Trained on"))
-    frame = _one_setting(path, frame, ["Task", "Trained on"], config_hash)
-    _reject_duplicates(path, frame, ["Task", "Trained on"])
-    parts = []
-    for column in frame.columns:
-        metric = column.removeprefix("eval_")
-        if metric == column or metric.endswith("_std"):
-            continue
-        part = frame[frame[column].str.strip() != ""]
-        runs = _numbers(path, part["runs"]) if "runs" in part else np.nan
-        spread = _numbers(path, part[f"{column}_std"], allow_empty=True) if f"{column}_std" in part else np.nan
-        parts.append(pd.DataFrame({
-            "trained_on": part["Trained on"], "item": part["Task"], "metric": metric,
-            "value": _numbers(path, part[column]), "variance": spread**2 / runs,
-            "runs": runs, "estimated": False,
-        }))
-    if not parts:
-        raise InputError(f"{path}: no column named eval_<metric> (found: {', '.join(frame.columns[:12])})")
-    return pd.concat(parts)
 
 
 # ---- choose ---------------------------------------------------------------------------------------------------------

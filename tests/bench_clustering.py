@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
 from src.cluster import affinity, evidence, rounding, sdp
+from tests.exhaustive import exhaustive
 
 
 def planted(sizes: list[int], noise: float, seed: int, kind: str = "independent") -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +48,7 @@ def cpu(call, *arguments, **options) -> tuple:
 
 def recovery(seeds: int = 50) -> None:
     print(f"\n## Recovery of 4 blocks of 5, k given: mean adjusted Rand index over {seeds} seeds, and mean gap")
-    methods = [m for m in rounding.METHODS if m != "exhaustive"]
+    methods = rounding.METHODS
     print("noise  " + "  ".join(f"{m:>13}" for m in methods) + "   gap of sdp")
     for noise in (0.4, 0.6, 0.8, 1.0, 1.2):
         scores, gaps = {m: [] for m in methods}, []
@@ -74,7 +75,7 @@ def optimum(matrices: int = 100) -> None:
         for seed in range(matrices):
             n, k = 6 + seed % 5, 2 + seed % 3
             S = sdp.symmetric(planted([1] * n, 1.0, seed)[0])
-            best = sdp.density(S, rounding.exhaustive(S, k))
+            best = sdp.density(S, exhaustive(S, k))
             ratios.append(sdp.density(S, rounding.find_clusters(S, k, method)[0]) / best)
         print(f"{method:>10}: min {min(ratios):.4f}  mean {np.mean(ratios):.4f}  "
               f"optimal {np.mean(np.isclose(ratios, 1)):.0%}"

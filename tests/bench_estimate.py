@@ -77,12 +77,12 @@ def main() -> None:
         print(f"{seed:4}  {r['relative_error']:8.1%}  {r['constant']:8.1%}  {r['item_means']:10.1%}  "
               f"{r['ceiling']:11.1%}  "
               f"{r['pearson']:7.2f}  "
-              f"{r['spearman']:8.2f}  {r['likeness']:14.2f}  {r['sweep']:5.0f}  {r['estimate']:8.1f}  "
+              f"{r['spearman']:8.2f}  {r['adjusted_rand_index']:14.2f}  {r['sweep']:5.0f}  {r['estimate']:8.1f}  "
               f"{r['share']:5.1%}  {r['many']:8.2%}", flush=True)
     print(f"mean  {mean(r['relative_error'] for r in found):8.1%}  {mean(r['constant'] for r in found):8.1%}  "
           f"{mean(r['item_means'] for r in found):10.1%}  {mean(r['ceiling'] for r in found):11.1%}; same "
           f"clusters as the true sweep with "
-          f"{sum(r['likeness'] == 1 for r in found)} of {len(found)} seeds; share of the CPU "
+          f"{sum(r['adjusted_rand_index'] == 1 for r in found)} of {len(found)} seeds; share of the CPU "
           f"{mean(r['share'] for r in found):.1%}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src import gains
+from src import gains, results
 from src.cli import InputError
 from src.cluster import affinity
 from src.scores import oriented, read_scores
@@ -64,20 +64,32 @@ def test_one_subset_with_several_seeds_has_the_standard_error_over_seeds(tmp_pat
     assert found.se[0, 1] == pytest.approx(np.std([1, 3], ddof=1) / np.sqrt(2)) and found.se[1, 0] == 0
 
 
-def test_the_users_own_file_gives_the_same_matrix(tmp_path):
+def test_an_imported_table_gives_the_same_matrix(tmp_path):
     long = matrix(write_runs(tmp_path / "x", THREE))
-    (tmp_path / "old").mkdir()
     lines = ["Task,Trained on,eval_exact_match,eval_exact_match_std,runs,config_hash", "a,b a,2,1.4142135623730951,2,h",
              "b,b a,5,0,2,h", "a,a b c,6,,1,h", "b,a b c,1,,1,h", "c,a b c,0,,1,h", "a,a,100,,1,h", "c,a c,4,,1,h"]
-    path = tmp_path / "old" / "old_valid.csv"
-    path.write_text("\n".join(lines))
-    wide = matrix(tmp_path / "old")
+    path = tmp_path / "table.csv"
+
+    def imported(text: str) -> affinity.Affinity:
+        path.write_text(text)
+        results.main(["import", str(path), "--save_name", "old", "--results_dir", str(tmp_path)])
+        return matrix(tmp_path / "old")
+
+    wide = imported("\n".join(lines))
     for name in ("T", "n", "se", "variance"):
         assert np.allclose(getattr(long, name), getattr(wide, name), equal_nan=True)
     # older still: an unnamed index column, no runs, no config_hash
-    path.write_text("\n".join(f"{i or ''},{','.join(line.split(',')[:4])}" for i, line in enumerate(lines)))
-    older = matrix(tmp_path / "old")
+    older = imported("\n".join(f"{i or ''},{','.join(line.split(',')[:4])}" for i, line in enumerate(lines)))
     assert np.allclose(older.T, long.T, equal_nan=True) and np.isnan(older.variance).all()
+
+
+def test_trained_scores_go_before_imported_ones_and_these_before_estimates(tmp_path):
+    rows = [row("a b", item, value, status=status) for status, value in
+            (("estimated", 1), ("imported", 2), ("completed", 3)) for item in "ab"]
+    for number, (value, estimated) in enumerate(((1, True), (2, False), (3, False)), 1):
+        scores = read_scores(write_runs(tmp_path / str(number), rows[:2 * number]))
+        assert set(scores["value"]) == {value} and set(scores["estimated"]) == {estimated} and len(scores) == 2
+    assert set(read_scores(tmp_path / "3", statuses=("imported",))["value"]) == {2}
 
 
 def test_only_completed_validation_rows_count_and_true_scores_replace_estimates(tmp_path):
@@ -160,14 +172,11 @@ def test_bad_rows(tmp_path, rows, message):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("", "not a whole CSV file"), ("x,y\n1,2\n", "column 'Task' is missing"), ("\x00\x01\xff", "x_valid.csv"),
-    ("Task,Trained on\na,a b\n", "no column named eval_<metric>"),
-    ("Task,Trained on,eval_f1\na,a b,1\na,a b,2\n", "line 3: a second row for Task 'a', Trained on 'a b'"),
-    ("Task,Trained on,eval_f1\na,a b,high\n", "line 2: column 'eval_f1' must be a number, found 'high'"),
+    ("", "not a whole CSV file"), ("x,y\n1,2\n", "column 'run_id' is missing"), ("\x00\x01\xff", "runs.csv"),
 ])
 def test_corrupt_or_foreign_files(tmp_path, text, message):
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "x_valid.csv").write_bytes(text.encode("latin-1"))
+    (tmp_path / "x" / "runs.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=message):
         read_scores(tmp_path / "x")
 
@@ -187,10 +196,19 @@ def test_scores_of_the_other_split_are_named(tmp_path, there, wanted):
     assert str(caught.value).endswith(f"no completed run has scores of split '{wanted}'{hint}")
     with pytest.raises(InputError, match=f"of split '{wanted}'$"):
         read_scores(write_runs(tmp_path / "x", rows[1:]), wanted)
-    (tmp_path / "x" / "runs.csv").unlink()
-    (tmp_path / "x" / f"x_{there}.csv").write_text("Task,Trained on,eval_f1\na,a b,1\n")
-    with pytest.raises(InputError, match=f"found neither .*runs.csv nor x_{wanted}.csv{hint}$"):
-        read_scores(tmp_path / "x", wanted)
+
+
+@pytest.mark.parametrize("there", ["valid", "test"])
+def test_a_table_without_runs_is_to_be_imported(tmp_path, monkeypatch, there):
+    """As the error says; the command that it names works."""
+    (tmp_path / "results/x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    Path(f"results/x/x_{there}.csv").write_text("Task,Trained on,eval_f1\na,a b,1\n")
+    with pytest.raises(InputError, match=r"found no results/x/runs.csv; .*\n  python -m src.results import") as caught:
+        read_scores("results/x")
+    words = str(caught.value).splitlines()[1].split()
+    assert results.main(words[3:]) == 0
+    assert read_scores("results/x_imported", there)["value"].tolist() == [1]
 
 
 def test_one_of_several_settings(tmp_path):
@@ -231,4 +249,6 @@ def test_comparison_of_trainings(tmp_path):
     frame = gains.compare_trainings(scores, [["b", "a"], ["c"]]).set_index("item")
     assert frame.loc["a", ["alone", "all", "cluster"]].tolist() == [1, 2, 5]
     assert frame.loc["a", "cluster_se"] == pytest.approx(1) and np.isnan(frame.loc["a", "alone_se"])
+    assert frame.loc["a", ["gain_over_alone", "gain_over_all"]].tolist() == [4, 3]
+    assert np.isnan(frame.loc["b", "gain_over_all"])
     assert frame.loc["c", "alone"] == frame.loc["c", "cluster"] == 3 and np.isnan(frame.loc["b", "all"])

@@ -12,7 +12,7 @@ import pytest
 
 from src.cli import InputError
 from src.cluster import __main__ as command
-from src.cluster import plots
+from src.cluster import lists, plots
 from tests.test_affinity import row, write_runs
 
 ROOT = Path(__file__).parent.parent
@@ -57,17 +57,17 @@ def test_planted_groups_are_found_written_and_explained(here, capsys):
     write_runs(here / "results/x", sweep(PAIRS))
     run("--compare", "--write_subsets", "lists/subsets.txt")
     out = capsys.readouterr().out
-    assert command.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
+    assert lists.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
     for words in ("9 items, 36 subsets", "within 0.0% of any possible clustering into 3 clusters",
                   "structure found (p = ", "number of clusters: 3", "runner-up", "without k 3.00", "stability: 100%",
-                  "exhaustive", "a1 a2 a3",
+                  "agglomerative", "within_minus_across", "a1 a2 a3",
                   "--subsets_file lists/subsets.txt --task_set_name x_report --save_name x_report"):
         assert words in out, words
     folder = here / "results/x"
     record = json.loads((folder / "clusters.json").read_text())
     assert record["clusters"] == GROUPS and record["structure_found"] and record["certificate"]["gap"] < 0.001
     assert record["p_value"] <= 0.05 and record["arguments"]["seed"] == 0 and len(record["results_sha256"]) == 64
-    assert record["per_cluster"][0]["stability"] == 1 and 0.7 < record["per_cluster"][0]["gain"] < 1.3
+    assert record["per_cluster"][0]["stability"] == 1 and 0.7 < record["per_cluster"][0]["within_minus_across"] < 1.3
     wide = pd.read_csv(folder / "affinity.csv", index_col=0)
     assert list(wide.columns) == list(wide.index) == ITEMS and wide.loc["a1", "a2"] > wide.loc["a1", "b1"] + 0.3
     long = pd.read_csv(folder / "affinity_long.csv")
@@ -98,7 +98,7 @@ def test_without_repetition_there_is_no_stability(quick, capsys):
     write_runs(quick / "results/x", sweep(PAIRS, seeds=1))
     run("--num_clusters", "3")
     assert "not measured: no score was repeated" in capsys.readouterr().out
-    assert json.loads(Path("results/x/clusters.json").read_text())["together"] is None
+    assert json.loads(Path("results/x/clusters.json").read_text())["coassignment"] is None
 
 
 def test_few_missing_pairs_warn_many_are_an_error_with_the_command(quick, capsys):
@@ -108,7 +108,7 @@ def test_few_missing_pairs_warn_many_are_an_error_with_the_command(quick, capsys
     error = capsys.readouterr().err
     assert "2 pairs (6%)" in error and "a1 b1, a1 c3" in error and "--subsets_file results/x/missing_pairs.txt" in error
     assert Path("results/x/missing_pairs.txt").read_text() == "a1 b1\na1 c3\n"
-    assert command.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
+    assert lists.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
 
     across = [pair for pair in PAIRS if pair[0][0] == pair[1][0] or {pair[0][1], pair[1][1]} == {"1"}]
     write_runs(quick / "results/x", sweep(across))
@@ -123,22 +123,22 @@ def test_few_missing_pairs_warn_many_are_an_error_with_the_command(quick, capsys
 
 def test_extend_places_new_items_without_the_pairs_between_old_clusters(quick):
     old = [["a1", "a2"], ["b1", "b2", "b3"]]
-    command.write_lines("old.txt", old)
+    lists.write_lines("old.txt", old)
     place = {item: c for c, members in enumerate(old) for item in members}
     pairs = [(i, j) for i, j in PAIRS if i not in place or j not in place or place[i] == place[j]]
     write_runs(quick / "results/x", sweep(pairs))
     run("--extend", "old.txt")
     # a3 joined, the c's opened a cluster of their own
-    assert command.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
+    assert lists.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
     run("--extend", "old.txt", "--num_clusters", "2")
-    found = command.read_clusters("--extend", "clusters/x.txt", "clusters")
+    found = lists.read_clusters("--extend", "clusters/x.txt", "clusters")
     assert len(found) == 2 and all(any(set(c) <= set(f) for f in found) for c in old)
-    command.write_lines("old.txt", [["a1", "b11"]])
+    lists.write_lines("old.txt", [["a1", "b11"]])
     with pytest.raises(InputError, match="'b11' is not in these results, did you mean 'b1'"):
         run("--extend", "old.txt")
 
 
-@pytest.mark.parametrize("method", ["threshold", "exhaustive", "kmeans"])
+@pytest.mark.parametrize("method", ["threshold", "agglomerative", "kmeans"])
 def test_other_methods_give_whole_records(quick, method):
     write_runs(quick / "results/x", sweep(PAIRS, strength=0.2, noise=0.3))
     run("--method", method, "--num_clusters", "4")
@@ -169,7 +169,7 @@ def test_report_has_a_mean_for_each_metric_and_fits_100_columns(quick, capsys, m
             for subset in (*([item] for item in items), items, clusters[0]) for seed in (0, 1)
             for item, value in zip(items, (-0.9, 0.5, 0.6), strict=True) if item in subset]
     write_runs(quick / "results/x", rows)
-    command.write_lines("clusters/x.txt", clusters)
+    lists.write_lines("clusters/x.txt", clusters)
     command.main(["--save_name", "x", "--report", "--task_dir", str(ROOT / "data/tasks")])
     lines = capsys.readouterr().out.splitlines()
     means = [[cell.strip() for cell in line.split("\N{BOX DRAWINGS LIGHT VERTICAL}")[1:4]] for line in lines
@@ -181,7 +181,7 @@ def test_report_has_a_mean_for_each_metric_and_fits_100_columns(quick, capsys, m
 
 def test_report_without_the_trainings_says_how_to_get_them(quick):
     write_runs(quick / "results/x", sweep(PAIRS))
-    command.write_lines("clusters/x.txt", GROUPS)
+    lists.write_lines("clusters/x.txt", GROUPS)
     with pytest.raises(InputError, match="--write_subsets FILE"):
         run("--report")
 
@@ -192,7 +192,7 @@ def test_templates_of_one_task_get_the_command_for_instructions(quick, capsys):
     write_runs(quick / "results/x", sweep(pairs, groups=[items[:2], items[2:]]))
     run("--write_subsets", "s.txt")
     assert "python train_sample_instructions_lora.py" in capsys.readouterr().out
-    assert command.read_clusters("--extend", "clusters/x.txt", "clusters") == [items[:2], items[2:]]
+    assert lists.read_clusters("--extend", "clusters/x.txt", "clusters") == [items[:2], items[2:]]
 
 
 @pytest.mark.parametrize(("flags", "message"), [
@@ -212,7 +212,7 @@ def test_bad_flags(quick, flags, message):
 def test_bad_cluster_files(quick, text):
     Path("c.txt").write_text(text)
     with pytest.raises(InputError, match=r"'b' is named 2 times|holds no subset"):
-        command.read_clusters("--extend", "c.txt", "clusters")
+        lists.read_clusters("--extend", "c.txt", "clusters")
 
 
 @pytest.mark.parametrize("n", [2, 9, 30, 100])

@@ -88,7 +88,7 @@ def test_scan_then_calibration_then_comparison(scratch, capsys):
     assert result["relative_error"] < 1e-9
     assert result["constant"] > 1e-4
     assert result["ceiling"] is None
-    assert result["likeness"] == 1
+    assert result["adjusted_rand_index"] == 1
     assert result["costs"]["cpu_seconds"]["true"] == 6 * 20
     assert result["item_means"] > result["relative_error"]
     costs = result["costs"]["cpu_seconds"]
@@ -235,11 +235,11 @@ def test_agreement_by_hand():
     assert found["ceiling"] == pytest.approx(2 * 30 * 0.01 / (T[off] ** 2).sum())
     assert found["pearson"] == pytest.approx(1)
     assert found["spearman"] == pytest.approx(1)
-    assert found["likeness"] == 1
+    assert found["adjusted_rand_index"] == 1
     assert found["true"]["clusters"] == [["t0", "t1", "t2"], ["t3", "t4", "t5"]]
     opposite = compare.agreement(*[scores(T, -T)] * 2, seed=0)
     assert opposite["pearson"] == pytest.approx(-1)
-    assert opposite["likeness"] < 0.5
+    assert opposite["adjusted_rand_index"] < 0.5
     assert opposite["ceiling"] is None
     assert opposite["relative_error"] > opposite["constant"]
 

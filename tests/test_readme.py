@@ -11,6 +11,7 @@ from src.cluster.__main__ import make_parser as cluster_parser
 from src.estimate.compare import make_parser as compare_parser
 from src.estimate.flags import EstimateArguments
 from src.results import COLUMNS
+from src.results import make_parser as results_parser
 from src.sweep.flags import OLD_SPELLINGS, sweep_parser
 from src.tasks.catalogue import expand_names, load_task
 from src.training.flags import InstructionArguments, MultitaskArguments, parse
@@ -41,7 +42,7 @@ def test_command(command, scratch):
     place.mkdir(parents=True)
     (place / "runs").mkdir()
     (place / "runs/estimate-s42.json").write_text('{"estimate": {"chosen_by": "calibration"}}')
-    row = "estimate-s42,estimated,42,demo_a1,,,demo_a1 demo_a2,valid,,loss,0.5,,,,,"
+    row = "estimate-s42,estimated,42,demo_a1,,,demo_a1 demo_a2,valid,,loss,0.5,,,,,,,"
     (place / "runs.csv").write_text(f"{','.join(COLUMNS)}\n{row}\n")
     words = [word for word in command if not re.match(r"[A-Z_]+=", word)]
     if words[0] == "make":
@@ -64,11 +65,13 @@ def test_command(command, scratch):
         cluster_parser().parse_args(words[3:])
     elif words[2:4] == ["src.estimate", "compare"]:
         compare_parser().parse_args(words[4:])
+    elif words[2] == "src.results":
+        results_parser().parse_args(words[3:])
     elif words[2] == "src.estimate":
         parse(MultitaskArguments, "", ["--do_train", *words[3:]], (EstimateArguments,))
     else:
         assert words[:2] == ["python", "-m"]
-        assert importlib.util.find_spec(f"{words[2]}.__main__" if words[2] != "src.results" else words[2])
+        assert importlib.util.find_spec(f"{words[2]}.__main__")
 
 
 def test_flags_exist():
@@ -77,6 +80,8 @@ def test_flags_exist():
     known = {f"--{name}" for group in (InstructionArguments, MultitaskArguments, ModelArguments, ResultArguments,
                                        TrainingArguments, EstimateArguments) for name in group.__dataclass_fields__}
     known |= {*sweep_parser("", "")._option_string_actions, *cluster_parser()._option_string_actions}
+    for parser in results_parser()._subparsers._group_actions[0].choices.values():
+        known |= set(parser._option_string_actions)
     known |= {f"--{name}" for name in OLD_SPELLINGS}
     known |= {"--target_task_group", "--dataset", "--num_tasks"}
     elsewhere = {"--help", "--rows", "--nproc_per_node", "--seeds", "--control", "--tasks", "--steps", "--rounds",

@@ -9,14 +9,14 @@ import pandas
 import pytest
 
 from src.cli import InputError
-from src.names import MAX_NAME, check_name, natural_order
+from src.names import MAX_NAME, check_name, natural_order, plain
 from src.results import COLUMNS, Results, main
 
 
 def row(run_id, value, item="rte_0", seed=42, metric="exact_match", split="valid", status="completed",
         trained_on="rte_0 rte_1", config_hash="c1"):
     return dict(zip(COLUMNS, (run_id, status, seed, item, "default", "abcd", trained_on, split, "tiny", metric, value,
-                              10, 20, 1.5, "commit", config_hash), strict=True))
+                              10, 20, 1.5, "commit", config_hash, "", ""), strict=True))
 
 
 @pytest.fixture
@@ -134,15 +134,17 @@ def test_a_run_that_only_trained_is_completed(results):
     assert results.is_completed("a") and not results.is_completed("b") and not results.is_completed("c")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a/", ".hidden", "x" * (MAX_NAME + 1), "é" * 51])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a/", ".hidden", "x" * (MAX_NAME + 1), "é" * 51,
+                                  "my task", "x#y", "-x", "@x", "a\nb", "a\tb", "a,b", "\ud800", "a\x00", "a\u200b"])
 def test_names_that_are_not_allowed(name):
     with pytest.raises(InputError, match="--save_name"):
         check_name("--save_name", name)
 
 
 def test_names_that_are_allowed():
-    for name in ("rte_0-1_t5-base", "wsc.fixed", "x" * MAX_NAME):
+    for name in ("rte_0-1_t5-base", "wsc.fixed", "x" * MAX_NAME, "情感_2", "हिन्दी"):
         check_name("--save_name", name)
+    assert plain("my model #2") == "my_model__2"
 
 
 def test_natural_order():
@@ -169,3 +171,17 @@ def test_what_is_no_result(results):
     results.part("b").write_text("run_id,value\n")
     with pytest.raises(InputError, match=r"b.csv, line 1: expected the columns run_id,status"):
         results.merge()
+
+
+def test_parts_of_older_versions_are_read(results):
+    """They have no `std` and `seeds`; names with commas and line ends must survive."""
+    results.write_run("b", [row("b", 0.75, seed=2)], {})
+    old = COLUMNS[:COLUMNS.index("std")]
+    with results.part("a").open("w", newline="") as file:
+        writer = csv.DictWriter(file, old, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerow(row("a", 0.25, seed=1) | {"model": 'a, "b"\nc'})
+    assert results.merge() == 2
+    runs = pandas.read_csv(results.runs_csv)
+    assert tuple(runs.columns) == COLUMNS and runs["model"].tolist() == ['a, "b"\nc', "tiny"]
+    assert summary(results)[["eval_exact_match", "runs"]].values.tolist() == [[0.5, 2]]

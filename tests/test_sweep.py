@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from src.cli import InputError
+from src.results import COLUMNS
 from src.sweep import children
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +60,7 @@ def trace(word="start") -> list[str]:
 def rows(name="x") -> Counter:
     """How often each (subset, item, seed) is in runs.csv."""
     lines = Path("results", name, "runs.csv").read_text().splitlines()[1:]
-    assert all(line.count(",") == 15 for line in lines)
+    assert all(line.count(",") == len(COLUMNS) - 1 for line in lines)
     return Counter((fields[6], fields[3], fields[2]) for fields in (line.split(",") for line in lines))
 
 

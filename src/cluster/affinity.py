@@ -1,8 +1,11 @@
 """From results to affinities: T[i, j], how well item i does when trained together with item j.
 
-T[i, j] is the mean, over the completed subsets that hold both i and j, of item i's validation score after training on
-the subset (Li, Sharma and Zhang, 2023), turned so that higher is better. A subset's score is the mean over its seeds.
-The diagonal is not defined (NaN), and neither is a pair never trained together.
+    (1)  T[i, j] = mean over the completed subsets S that hold both i and j of item i's score after training on S
+
+This is the affinity of Li, Sharma and Zhang (2023), "Approximate Clustering for Extracting Task Relationships in
+Multi-Instruction Tuning", from validation scores, turned so that higher is better; sdp.py goes on from it with (2). A
+subset's score is the mean over its seeds. The diagonal is not defined (NaN), and neither is a pair never trained
+together.
 """
 
 from dataclasses import dataclass
@@ -43,7 +46,7 @@ class Affinity:
         return self.estimate(np.ones(len(self.scores)))
 
     def estimate(self, weights: np.ndarray) -> np.ndarray:
-        """T (n, n) with a weight for each subset (s,)."""
+        """T (n, n) of (1), with a weight for each subset (s,)."""
         if self.ridge:
             return self._ridge(weights)
         seen = ~np.isnan(self.scores)

@@ -32,7 +32,7 @@ def permutation_test(T: np.ndarray, permutations: int, rng: np.random.Generator)
     return (1 + sum(bool(statistic(shuffled()) >= observed) for _ in range(permutations))) / (1 + permutations)
 
 
-def together(resampled: np.ndarray, k: int) -> np.ndarray:
+def coassignment(resampled: np.ndarray, k: int) -> np.ndarray:
     """How often (n, n) each pair shares a cluster when the matrices resampled (number, n, n) are clustered into k."""
     count = np.zeros(resampled.shape[1:])
     for T in resampled:

@@ -7,14 +7,13 @@ import numpy as np
 from src.cli import InputError, did_you_mean
 from src.cluster.sdp import Relaxation, canonical, density, one_hot, penalised_density, solve_sdp
 
-METHODS = ("sdp", "threshold", "spectral", "kmeans", "agglomerative", "exhaustive")
-EXHAUSTIVE_LIMIT = 10  # items; there are 115,975 clusterings of 10
+METHODS = ("sdp", "threshold", "spectral", "kmeans", "agglomerative")
 AUTO_LIMIT = 40  # clusters that `auto` tries at most
 RANDOM_STARTS, RANDOM_STARTS_LIMIT = 10, 50  # extra starts of the rounding, up to so many items
 
 
 def threshold(X: np.ndarray) -> np.ndarray:
-    """Rounding as published: the first item not yet placed takes all unplaced items j with X[i, j] >= 1/n."""
+    """Rounding of (4) in sdp.py as published: the first item i not yet placed takes all unplaced j, X[i, j] >= 1/n."""
     labels = np.full(len(X), -1)
     for i in range(len(X)):
         if labels[i] < 0:
@@ -142,29 +141,6 @@ def round_clusters(S: np.ndarray, X: np.ndarray, k: int, rng: np.random.Generato
 # ---- one call for each method ---------------------------------------------------------------------------------------
 
 
-def clusterings(n: int, k: int) -> np.ndarray:
-    """All ways to put n items into k clusters, as labels (number, n) in canonical numbering."""
-    rows = np.zeros((1, 1), np.int8)
-    for _ in range(n - 1):
-        used = rows.max(1) + 1
-        rows = np.concatenate([np.column_stack([rows[used >= c], np.full((used >= c).sum(), c, np.int8)])
-                               for c in range(k)])
-    return rows[rows.max(1) == k - 1]
-
-
-def exhaustive(S: np.ndarray, k: int) -> np.ndarray:
-    """The densest clustering into k clusters, by trying all."""
-    if len(S) > EXHAUSTIVE_LIMIT:
-        raise InputError(f"--method exhaustive: {len(S)} items are too many to try all clusterings; "
-                         f"at most {EXHAUSTIVE_LIMIT}")
-    rows = clusterings(len(S), k)
-    total = np.zeros(len(rows))
-    for c in range(k):
-        H = (rows == c).astype(float)
-        total += ((H @ S) * H).sum(1) / H.sum(1)
-    return rows[total.argmax()].astype(int)
-
-
 def find_clusters(S: np.ndarray, k: int, method: str = "sdp", seed: int = 0) -> tuple[np.ndarray, Relaxation | None]:
     """Cluster S (n, n) into k; return canonical labels (n,) and, for the methods that solve it, the relaxation."""
     n = len(S)
@@ -177,8 +153,6 @@ def find_clusters(S: np.ndarray, k: int, method: str = "sdp", seed: int = 0) -> 
         labels = round_clusters(S, relaxation.X, k, np.random.default_rng(seed))
     elif method == "threshold":
         labels = threshold(relaxation.X)
-    elif method == "exhaustive":
-        labels = exhaustive(S, k)
     else:
         from sklearn import cluster
 

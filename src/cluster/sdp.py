@@ -3,11 +3,19 @@
 Notation, for n items: T (n, n) is the affinity matrix, T[i, j] saying how well item i does when trained together
 with item j; S (n, n) is symmetric, with diagonal 0; labels (n,) holds a cluster number 0 .. k-1 for each item.
 
-The objective is the density of Li, Sharma and Zhang (2023), "Approximate Clustering for Extracting Task
-Relationships in Multi-Instruction Tuning": f(C) = sum over clusters c of (1/|c|) sum over i, j in c of S[i, j].
-With X_C = sum over c of 1_c 1_c' / |c| this is f(C) = <S, X_C>, and X_C is a projection (X = X' = X^2), entrywise
-nonnegative, with X 1 = 1 and trace k: the 0-1 SDP of Peng and Wei (2007), "Approximating K-means-type Clustering
-via Semidefinite Programming". Relaxing X = X^2 to 0 <= eigenvalues <= 1 leaves a convex problem, solved below.
+The method is that of Li, Sharma and Zhang (2023), "Approximate Clustering for Extracting Task Relationships in
+Multi-Instruction Tuning": a semidefinite relaxation of the average density of clusters, then rounded. The numbers of
+the equations are ours, with (1) in affinity.py; (3) and (4) are the paper's objective and relaxation.
+
+    (2)  S = (Z + Z') / 2, with Z the z-scores of the rows of T
+    (3)  f(C) = sum over clusters c of (1/|c|) sum over i, j in c of S[i, j] = <S, X_C>,
+         X_C = sum over c of 1_c 1_c' / |c|
+    (4)  maximise <S, X> over X psd, X >= 0, X 1 = 1, tr X = k (X_C is such an X)
+    (5)  maximise <S, X> - penalty tr X over the same, tr X left free; k by f(C) - penalty k
+    (6)  f(C) <= 1'M1/n + the k-1 largest eigenvalues of J M J beside 1, for M = S + Z and any Z >= 0
+
+X_C of (3) is a projection (X = X' = X^2), entrywise nonnegative, with X 1 = 1 and trace k: the 0-1 SDP of Peng and Wei
+(2007), "Approximating K-means-type Clustering via Semidefinite Programming". (4) relaxes X = X^2 to X psd.
 """
 
 from dataclasses import dataclass
@@ -38,7 +46,7 @@ def standardise(T: np.ndarray) -> np.ndarray:
 
 
 def symmetric(T: np.ndarray) -> np.ndarray:
-    """S (n, n), what is clustered: the mean of the z-scores of T and their transpose."""
+    """S (n, n) of (2), what is clustered."""
     Z = standardise(T)
     return (Z + Z.T) / 2
 
@@ -49,7 +57,7 @@ def one_hot(labels: np.ndarray) -> np.ndarray:
 
 
 def density(S: np.ndarray, labels: np.ndarray) -> float:
-    """f(C): the sum over items of the mean affinity to the members of its own cluster, itself included."""
+    """f(C) of (3): the sum over items of the mean affinity to the members of its own cluster, itself included."""
     same = labels[:, None] == labels
     return float(((S * same).sum(1) / same.sum(1)).sum())
 
@@ -73,7 +81,7 @@ def penalty(S: np.ndarray, labels: np.ndarray) -> float:
 
 
 def penalised_density(S: np.ndarray, labels: np.ndarray) -> float:
-    """Density less the penalty for each cluster: the number of clusters with most of it is the one to take."""
+    """Density less the penalty for each cluster (5): the number of clusters with most of it is the one to take."""
     return density(S, labels) - penalty(S, labels) * len(np.unique(labels))
 
 
@@ -122,14 +130,14 @@ def _project_spectrum(values: np.ndarray, k: int | None) -> np.ndarray:
 def solve_sdp(
     S: np.ndarray, k: int | None = None, penalty: float = 0.0, tolerance: float = 1e-5, max_iterations: int = 2000
 ) -> Relaxation:
-    """Maximise <S, X> - penalty tr X over X = X', X >= 0, X 1 = 1, 0 <= eigenvalues <= 1, and tr X = k if k is given.
+    """Solve (4) if k is given, else (5), both with the further condition that no eigenvalue of X is above 1.
 
     ADMM (Boyd et al., 2011, section 5) with the splitting X = Y: X in the spectral set, Y >= 0. X 1 = 1 makes 1 an
     eigenvector of X, so X = 11'/n + W with W centred, and the projection on the spectral set is one
     eigendecomposition of the centred matrix with its eigenvalues projected to [0, 1] (and to the sum k-1).
-    Eigenvalues <= 1 is implied by X >= 0 and X 1 = 1, so the optimum is that of DESIGN.md; it makes the bound tighter.
+    Eigenvalues <= 1 is implied by X >= 0 and X 1 = 1, so the optimum stays the same; it makes the bound tighter.
 
-    Certificate. Let Z >= 0. For every feasible X, <Z, X> >= 0, hence with M = S + Z
+    Certificate, (6). Let Z >= 0. For every feasible X, <Z, X> >= 0, hence with M = S + Z
         <S, X> <= <M, X> = 1'M1/n + <J M J, W> <= 1'M1/n + (sum of the k-1 largest eigenvalues of J M J beside 1),
     by Ky Fan's theorem, as W has eigenvalues in [0, 1] and trace k-1 (without k: the sum of the positive parts of
     eigenvalue - penalty, less the penalty for 11'/n). Any Z proves a bound; the dual variable of Y >= 0 the best one.

@@ -93,8 +93,8 @@ def agreement(unseen, both, seed: int) -> dict:
     Returns:
         relative_error, constant (the best single number as guess), item_means (as guess each item's mean over the other
         rows of `both`, those of the calibration; None where there are none), ceiling (expected error of another mean
-        over as many seeds, None with one), pearson and spearman (means over rows of the affinity matrix), likeness
-        (adjusted Rand index of the clusters), p_values, clusters; None where not defined.
+        over as many seeds, None with one), pearson and spearman (means over rows of the affinity matrix),
+        adjusted_rand_index (of the clusters), p_values, clusters; None where not defined.
     """
     from scipy import stats
     from sklearn.metrics import adjusted_rand_score
@@ -122,7 +122,7 @@ def agreement(unseen, both, seed: int) -> dict:
     return {"scores": len(unseen), "relative_error": relative_error(true, guess),
             "constant": relative_error(true, true.mean()), "item_means": means,
             "ceiling": None if spread is None else float(spread),
-            **pairs, "likeness": alike, "true": found[0], "estimated": found[1]}
+            **pairs, "adjusted_rand_index": alike, "true": found[0], "estimated": found[1]}
 
 
 def clusters(found: affinity.Affinity, seed: int) -> dict | None:
@@ -204,8 +204,9 @@ def show(args: argparse.Namespace, result: dict, calibrated: int) -> None:
             lines = " | ".join(" ".join(cluster) for cluster in result[name]["clusters"])
             console.print(f"{name} clusters (p = {result[name]['p_value']:.3g}): {lines}", highlight=False,
                           soft_wrap=True)
-    print("clusters not compared: pairs are missing, or there are fewer than three items" if result["likeness"] is None
-          else f"likeness of the clusters: adjusted Rand index {result['likeness']:.2f}")
+    alike = result["adjusted_rand_index"]
+    print("clusters not compared: pairs are missing, or there are fewer than three items" if alike is None
+          else f"adjusted Rand index of the clusters: {alike:.2f}")
     spent = result["costs"]
     table = Table("cost", "seconds", "CPU seconds", "FLOPs",
                   title=f"{spent['subsets']} subsets, {spent['true_runs']} true runs")

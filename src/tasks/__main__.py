@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from src import DEFAULT_CACHE_DIR, DEFAULT_DATA_DIR, DEFAULT_TASK_DIR
-from src.cli import InputError, run_as_script
+from src.cli import InputError, print_table, run_as_script
 from src.tasks.catalogue import expand_names, load_task, task_names
 from src.tasks.rows import Selection, find_rows, render_rows, source_hint
 from src.tasks.task import GROUPS, SPLITS, Task
@@ -38,18 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _list(args) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("task", "group", "templates", "main metric", "rows at the source", "rows would come from",
-                  box=None, pad_edge=False)
+    rows = []
     for name in task_names(args.task_dir):
         task = load_task(name, args.task_dir)
         group = "" if task.group is None else f"{task.group} {GROUPS[task.group]}"
         sizes = ", ".join(f"{split} {size}" for split, size in task.rows.items())
-        table.add_row(name, group, str(len(task.templates)), task.metrics[0], sizes, source_hint(task, args.data_dir))
-    console = Console()
-    Console(width=None if console.is_terminal else 200).print(table)  # a pipe gets whole lines
+        rows.append((name, group, str(len(task.templates)), task.metrics[0], sizes, source_hint(task, args.data_dir)))
+    print_table(("task", "group", "templates", "main metric", "rows at the source", "rows would come from"), rows,
+                box=None, pad_edge=False)
     return 0
 
 

@@ -18,10 +18,10 @@ import torch
 import transformers
 from transformers.trainer_utils import get_last_checkpoint
 
-from src.cli import InputError, did_you_mean
+from src.cli import InputError, did_you_mean, print_table
 from src.files import check_writable
 from src.identity import config_hash, short_hash
-from src.names import MAX_NAME, check_name, natural_order
+from src.names import MAX_NAME, check_name, natural_order, plain
 from src.results import Results
 from src.tasks.rows import Selection, select_rows
 from src.tasks.task import Item
@@ -37,7 +37,7 @@ ROLES = {"validation": "valid", "test": "test"}  # role of the rows -> name of t
 
 def default_save_name(names: Sequence[str], indices: Sequence[int], model: str) -> str:
     """`<task>_<templates>_<model>`; where that is too long for a file name, cut and made unique by a hash."""
-    name = f"{'-'.join(names)}_{'-'.join(map(str, indices))}_{Path(model).name}"
+    name = f"{'-'.join(names)}_{'-'.join(map(str, indices))}_{plain(Path(model).name)}"
     return name if len(name.encode()) <= MAX_NAME else f"{name[:MAX_NAME // 2]}_{short_hash(name)}"
 
 
@@ -274,9 +274,6 @@ def _print_results(results: Results, run: Run) -> None:
     """Print this experiment's lines of the CSV files as a table, and where the files are."""
     if run.args.process_index != 0:
         return
-    from rich.console import Console
-    from rich.table import Table
-
     for split in ROLES.values():
         path = results.summary_csv(split)
         if not path.exists():
@@ -286,13 +283,9 @@ def _print_results(results: Results, run: Run) -> None:
                     if (row["config_hash"], row["Trained on"]) == (run.config_hash, run.trained_on)]
         metrics = [name for name in (rows[0] if rows else {}) if name.startswith("eval_")
                    and not name.endswith("_std") and any(row[name] for row in rows)]
-        table = Table("Task", *metrics, box=None, pad_edge=False)
-        for row in rows:
-            cells = (f"{float(row[m]):.4f}" + (f" ± {float(row[m + '_std']):.4f}" if row[m + "_std"] else "")
-                     if row[m] else "" for m in metrics)
-            table.add_row(row["Task"], *cells)
+        cells = [[row["Task"], *(row[m] and f"{float(row[m]):.4f}" + (row[m + "_std"] and (
+            f" ± {float(row[m + '_std']):.4f}")) for m in metrics)] for row in rows]
         print(f"\n{split}, mean over {rows[0]['runs'] if rows else 0} run(s), trained on: {run.trained_on}")
-        console = Console()
-        Console(width=None if console.is_terminal else 200).print(table)
+        print_table(["Task", *metrics], cells, box=None, pad_edge=False)
         print(path)
     print(f"\nall runs: {results.runs_csv}\nrecords and logs: {results.folder / 'runs'}/")

@@ -1,0 +1,28 @@
+"""Lists of items as files, a cluster or a subset a line, and the command that trains them."""
+
+from pathlib import Path
+
+from src import subsets
+from src.names import task_of_template
+
+
+def read_clusters(flag: str, name: str, folder: str) -> list[list[str]]:
+    """The clusters of the file that `flag` names, by path or as <folder>/<name>.txt."""
+    return [list(cluster) for cluster in subsets.read_clusters(subsets.cluster_file(flag, name, folder))]
+
+
+def write_lines(path: str | Path, lines: list[list[str]]) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(" ".join(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def sweep_command(items: tuple[str, ...], save_name: str, subsets_file: Path | str) -> str:
+    """The command that trains the subsets of a file."""
+    tasks = {task_of_template(item) for item in items}
+    of_one_task = len(tasks) == 1 and None not in tasks
+    script = f"train_sample_instructions_lora.py --dataset {min(tasks)}" if of_one_task else (
+        f"train_sample_tasks.py --task_names {' '.join(items)}")
+    return (f"python {script} --subsets_file {subsets_file} --task_set_name {save_name} --save_name {save_name}\n"
+            "  and the trainings' flags of the sweep: --model_name_or_path, --max_steps, --runs, --device, ...")

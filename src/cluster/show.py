@@ -1,0 +1,102 @@
+"""What is printed: the clusters and what they rest on, other methods beside them, what they bring."""
+
+import argparse
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from src.cli import InputError, print_table
+from src.cluster import rounding, sdp
+from src.cluster.lists import read_clusters, sweep_command
+from src.gains import KINDS, compare_trainings
+
+
+def show(args: argparse.Namespace, S: np.ndarray, labels: np.ndarray, record: dict) -> None:
+    """Print the clusters and what they rest on."""
+    from rich.console import Console
+
+    say = partial(Console().print, highlight=False, soft_wrap=True)
+    say(f"{len(S)} items, {record['subsets']} subsets, metric "
+        f"{', '.join(sorted(set(record['metrics'].values())))}")
+    if record["estimated_scores"]:
+        say(f"{record['estimated_scores']} scores are estimated, not trained")
+    shown = (("density", ".3f"), ("stability", ".0%"), ("within_minus_across", "+.4g"))
+    rows = [(str(c), " ".join(row["members"]), *("-" if row[key] is None else format(row[key], how)
+                                                 for key, how in shown)) for c, row in enumerate(record["per_cluster"])]
+    print_table(("cluster", "members", "density", "stays together", "within_minus_across"), rows, fold="members")
+    certificate, gap = record["certificate"], record["certificate"]["gap"]
+    proven = "the bound is not positive" if gap is None else f"within {gap:.1%} of any possible clustering"
+    say(f"density {certificate['density']:.4f}, bound {certificate['bound']:.4f}: {proven} into "
+        f"{len(record['clusters'])} clusters")
+    if args.num_clusters == "auto":
+        chosen = len(record["clusters"])
+        ranked = sorted((row for row in record["curve"] if row["k"] not in (1, chosen)), key=lambda r: -r["penalised"])
+        others = [f"runner-up {row['k']} ({row['penalised']:.3f})" for row in ranked[:1]]
+        most = max(record["curve"], key=lambda row: row["within"])["k"]
+        say(f"number of clusters: {chosen} (penalised density {certificate['penalised']:.3f}; no "
+            f"clustering into any number has more than {certificate['penalised_bound']:.3f}), "
+            + ", ".join([*others, f"by the relaxation without k {certificate['trace']:.2f}",
+                         f"by the sum within clusters {most}"]))
+    if record["coassignment"] is None:
+        say("stability and intervals not measured: no score was repeated; train with --runs 2 or more")
+    else:
+        share = np.array(record["coassignment"])
+        agree = np.where(labels[:, None] == labels, share, 1 - share)[~np.eye(len(S), dtype=bool)].mean()
+        say(f"stability: {agree:.0%} of the pairs fall the same way in {args.bootstrap} resamples")
+    if record["structure_found"]:
+        say(f"structure found (p = {record['p_value']:.3g}, permutation test)")
+    else:
+        say(f"[bold red]no structure found[/] (p = {record['p_value']:.2g}, permutation test): shuffled "
+            "scores look as clustered as these; do not rely on these clusters")
+    if record["adjusted_rand_index"] is not None:
+        say(f"adjusted Rand index with {args.reference}: {record['adjusted_rand_index']:.2f}")
+    if args.compare:
+        show_methods(S, len(record["clusters"]), certificate["bound"], labels, args.seed)
+
+
+def show_methods(S: np.ndarray, k: int, bound: float, labels: np.ndarray, seed: int) -> None:
+    from sklearn.metrics import adjusted_rand_score
+
+    rows = []
+    for method in rounding.METHODS:
+        start = time.perf_counter()
+        found, _ = rounding.find_clusters(S, k, method, seed)
+        seconds = time.perf_counter() - start
+        value, number = sdp.density(S, found), int(found.max()) + 1
+        rows.append((method, str(number), f"{value:.4f}", f"{value / bound:.1%}" if bound > 0 and number == k else "-",
+                     f"{adjusted_rand_score(labels, found):.2f}", f"{seconds:.2f}"))
+    print_table(("method", "clusters", "density", "of the bound", "same as ours (ARI)", "seconds"), rows,
+                title="methods")
+
+
+def report(scores, args: argparse.Namespace, clusters_file: Path) -> None:
+    """Print and write what each item gains by its cluster over being trained alone and with all."""
+    clusters = read_clusters("--name", str(clusters_file), args.clusters_dir)
+    frame = compare_trainings(scores, clusters)
+    missing = frame[frame[["alone", "all", "cluster"]].isna().any(axis=1)]
+    if len(frame) == len(missing):
+        raise InputError(f"no item of {clusters_file} was trained alone, with all, and in its cluster; write the "
+                         "subsets with --write_subsets FILE, then train them:\n  "
+                         + sweep_command(tuple(frame["item"]), args.save_name, "FILE"))
+
+    def shown(value: float, se: float) -> str:
+        return "-" if np.isnan(value) else f"{value:.4g}" + ("" if np.isnan(se) else f" \N{PLUS-MINUS SIGN} {se:.2g}")
+
+    rows = [[row["item"], row["metric"], *(shown(row[kind], row[f"{kind}_se"]) for kind in KINDS)]
+            for row in frame.to_dict("records")]
+    rows.append(None)
+    for metric, whole in frame.drop(missing.index).groupby("metric"):  # scores of two metrics have no mean
+        # the standard error of a mean over items: their spread, which holds the seeds' as well
+        rows.append([f"mean of {len(whole)}", metric, *(shown(whole[kind].mean(), whole[kind].sem())
+                                                        for kind in KINDS)])
+    print_table(("item", "metric", "alone", "all", "in its cluster", "gain over alone", "gain over all"), rows,
+                fold="item", title=f"{args.split} scores, higher is better",
+                caption="\N{PLUS-MINUS SIGN} standard error over seeds, of a mean over items")
+    if len(missing):
+        print(f"warning: not trained all three ways: {', '.join(missing['item'])}", file=sys.stderr)
+    path = Path(args.results_dir) / args.save_name / "report.csv"
+    frame.to_csv(path, index=False)
+    print(f"written: {path}")
