@@ -1,8 +1,8 @@
 """What names a run: which flags change its result, hashes of settings and of content, the key of a subset."""
 
-import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 
 NO_EFFECT = frozenset({
     # names, places and logs
@@ -30,16 +30,17 @@ def short_hash(value, digits: int = 8) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:digits]
 
 
-def config_hash(data_args, model_args, args) -> str:
-    """Hash over all settings that change what a run gives: not the seed, nor the items and their rows."""
-    adapters = {name for name in dataclasses.asdict(model_args) if name.startswith("lora_")} | {"num_virtual_tokens"}
-    used = ({name for name in adapters if name.startswith("lora_")} if model_args.train_lora else
-            {"num_virtual_tokens"} if model_args.train_prefix or model_args.train_prompt_tuning else set())
-    defaults = {field.name: field.default for field in dataclasses.fields(args)}
-    settings = {name: value for name, value in args.to_dict().items() if value != defaults.get(name)}
-    settings |= dataclasses.asdict(data_args) | dataclasses.asdict(model_args) | {"processes": args.world_size}
+def config_hash(settings: Mapping) -> str:
+    """Hash over all settings that change what a run gives, by the names of their flags and defaults included.
+
+    Not among them are the seed, the items and their rows, and the adapter's settings where there is no such adapter.
+    """
+    lora = {name for name in settings if name.startswith("lora_")}
+    unused = set() if settings["train_lora"] else lora
+    if not (settings["train_prefix"] or settings["train_prompt_tuning"]):
+        unused |= {"num_virtual_tokens"}
     return short_hash({name: value for name, value in settings.items()
-                       if changes_result(name) and name not in adapters - used} | {"do_train": args.do_train})
+                       if changes_result(name) and name not in unused} | {"do_train": settings["do_train"]})
 
 
 def settings_of(child: dict[str, list[str]]) -> dict[str, str]:

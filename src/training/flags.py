@@ -3,12 +3,14 @@
 import os
 import sys
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
 from src import DEFAULT_CACHE_DIR, DEFAULT_DATA_DIR, DEFAULT_TASK_DIR
 from src.cli import InputError, OneLineErrors, did_you_mean, warn
+from src.tasks.catalogue import expand_names, load_task
+from src.tasks.task import Item, instruction_items, task_items
 
 
 def flag(default, help: str):
@@ -75,6 +77,9 @@ class DataArguments:
             at_least("downsample", self.downsample, 1)
         self.indices()
 
+    mixing: ClassVar[str] = "proportional"  # of one task's templates, which all have the same rows
+    mixing_temperature: ClassVar[float] = 1.0
+
     def indices(self) -> list[int]:
         """Template indices in the order given; raise InputError for what is no index or is given twice."""
         indices = []
@@ -97,6 +102,10 @@ class InstructionArguments(DataArguments):
 
     task_name: str = field(kw_only=True, metadata={"help": "The task: the name of a file in --task_dir."})
 
+    def items(self) -> list[Item]:
+        """One item per template."""
+        return instruction_items(load_task(self.task_name, self.task_dir), self.indices())
+
 
 @dataclass
 class MultitaskArguments(DataArguments):
@@ -108,6 +117,11 @@ class MultitaskArguments(DataArguments):
         "proportional", "How often each task's rows are drawn: by their number, equally, or by their number to the "
         "power 1 / mixing_temperature.")
     mixing_temperature: float = flag(2.0, "Temperature of --mixing temperature: 1 is proportional, large is equal.")
+
+    def items(self) -> list[Item]:
+        """One item per task, each under the same template indices."""
+        names = expand_names(self.task_names, self.task_dir)
+        return task_items([load_task(name, self.task_dir) for name in names], self.indices())
 
     def check(self) -> None:
         super().check()
