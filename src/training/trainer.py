@@ -66,6 +66,7 @@ class Trainer(Seq2SeqTrainer):
         self.generation_cap = args.generation_max_length or data_args.max_target_length
         self.max_source_length = data_args.max_source_length
         self._empty_evaluations = 0
+        self._gen_kwargs: dict = {}  # of the evaluation set at hand
 
     def evaluate(self, eval_dataset: dict[str, Sequence[Prepared]] | None = None, ignore_keys=None,
                  metric_key_prefix: str = "eval") -> dict[str, float]:
