@@ -7,7 +7,7 @@ from collections.abc import Mapping
 NO_EFFECT = frozenset({
     # names, places and logs
     "output_dir", "overwrite_output_dir", "run_name", "save_name", "results_dir", "task_dir", "cache_dir",
-    "overwrite_cache", "disable_tqdm", "report_to", "resume_from_checkpoint", "local_rank",
+    "overwrite_cache", "disable_tqdm", "report_to", "local_rank", "save_predictions",
     # which model is loaded at the end, and what is evaluated in between, does not depend on what else is saved
     "save_steps", "save_strategy", "save_total_limit", "save_only_model",
     # speed and memory

@@ -136,6 +136,9 @@ class ResultArguments:
     runs: int = flag(1, "Number of runs, with seeds --seed, --seed + 1, and so on.")
     save_name: str | None = flag(None, "Name of the results, <results_dir>/<save_name>/ (default: by task, model).")
     results_dir: str = flag("results", "Folder of all results.")
+    save_predictions: bool = flag(
+        False, "Write what each evaluated row gave to runs/<run>.predictions.jsonl: template, input, prediction, "
+        "accepted answers, scores.")
 
     def check(self) -> None:
         at_least("runs", self.runs, 1)
@@ -151,6 +154,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     disable_tqdm: bool = flag(False, "No progress bars.")
     report_to: str = flag("none", "Where the trainer reports to: none, tensorboard, wandb, ...")
     save_total_limit: int | None = flag(1, "Checkpoints kept besides the best one.")
+    early_stopping_patience: int | None = flag(
+        None, "End the training after that many evaluations in a row without a better --metric_for_best_model.")
     # The filter would hide that the loss has become NaN, which must end the run.
     logging_nan_inf_filter: bool = flag(False, "Leave NaN losses out of the logged mean.")
 
@@ -171,6 +176,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
                 and min(self.eval_steps, self.save_steps) >= 1 and self.save_steps % self.eval_steps):
             raise InputError(f"--save_steps {self.save_steps:g} must be a multiple of --eval_steps {self.eval_steps:g} "
                              f"with --load_best_model_at_end, for example {self.eval_steps:g}")
+        if self.early_stopping_patience is not None:  # a run that goes on counts from where it was
+            self.restore_callback_states_from_checkpoint = True
         try:
             super().__post_init__()
         except ValueError as error:
@@ -185,6 +192,11 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             raise InputError("--do_eval and --do_predict compare generated text: add --predict_with_generate")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             at_least(name, getattr(self, name), 1)
+        if self.early_stopping_patience is not None:
+            at_least("early_stopping_patience", self.early_stopping_patience, 1)
+            if self.eval_strategy == "no" or not self.metric_for_best_model:
+                raise InputError("--early_stopping_patience needs evaluations and a --metric_for_best_model: "
+                                 "add --eval_strategy steps and, for example, --load_best_model_at_end")
         if self.max_steps == 0 or self.max_steps < -1:
             raise InputError(f"--max_steps {self.max_steps} must be at least 1 (or -1: by --num_train_epochs)")
         if self.learning_rate < 0:

@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import json
 import logging
 import shutil
 import time
@@ -10,8 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import transformers
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
+from src.cli import warn
+from src.files import write_whole
 from src.identity import short_hash
 from src.names import MAX_NAME, check_name, natural_order
 from src.results import Results
@@ -24,6 +28,7 @@ from src.training.tokenised import mix
 from src.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+OPTIMIZER = ("optimizer", "global_step")  # its state in a checkpoint, of torch and of DeepSpeed
 ROLES = {"validation": "valid", "test": "test"}  # role of the rows -> name of the split in the results
 
 
@@ -70,6 +75,7 @@ class Run:
         check_name("--run_name", name)
         self.run_id = f"{name}-s{self.args.seed}"
         self.args.output_dir = str(Path(self.args.output_dir) / self.run_id)
+        self.predictions: list[dict] = []  # of the last evaluations, with --save_predictions
 
     def execute(self, data: Data) -> bool:
         """Do the run; return whether it is completed. A failure is recorded, with its traceback in the log."""
@@ -101,6 +107,9 @@ class Run:
                    "cpu_seconds": round(time.process_time() - cpu, 2), "peak_memory_mb": peak_memory_mb(),
                    "scores": scores}
         if args.process_index == 0:
+            if self.predictions:
+                write_whole(results.part(self.run_id, "predictions.jsonl"), "".join(
+                    json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions))
             results.write_run(self.run_id, [self.row(item, record) | {
                 "split": split, "metric": metric, "value": value, "n_examples": count}
                 for split, item, metric, value, count in values], record)
@@ -114,19 +123,29 @@ class Run:
         if args.do_train:
             entries = [entry for of_item in data["train"].values() for entry in of_item]
             train_rows = mix(entries, data_args.mixing, data_args.mixing_temperature, args.seed)
-        trainer = Trainer(model, self.experiment.tokenizer, args, data_args, train_rows, data.get("validation"))
+        trainer = Trainer(model, self.experiment.tokenizer, args, data_args, train_rows, data.get("validation"),
+                          self.experiment.result.save_predictions)
         training = {"trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
         if args.do_train:
-            checkpoint = args.resume_from_checkpoint or last_checkpoint(args)
-            if checkpoint:
-                log.info("going on from %s", checkpoint)
-            output = trainer.train(resume_from_checkpoint=checkpoint)
-            training |= {"steps": output.global_step, "loss": output.training_loss, "resumed_from": checkpoint,
+            checkpoint = last_checkpoint(args) or args.resume_from_checkpoint
+            if checkpoint and is_at_its_end(checkpoint, args):
+                log.info("training is at its end in %s, evaluating", checkpoint)
+                trainer.take_up(checkpoint)
+                training["loss"] = None
+            else:
+                if checkpoint:
+                    log.info("going on from %s", checkpoint)
+                training["loss"] = trainer.train(resume_from_checkpoint=checkpoint).training_loss
+            training |= {"steps": trainer.state.global_step, "resumed_from": checkpoint,
                          "best_step": trainer.state.best_global_step, "best_metric": trainer.state.best_metric,
                          "log": trainer.state.log_history}
         if trainer.state.best_global_step and args.load_best_model_at_end:
             log.info("evaluating the best model, that of step %d", trainer.state.best_global_step)
-        scores = {ROLES[role]: trainer.evaluate(sets) for role, sets in data.items() if role in ROLES}
+        scores = {}
+        for role, sets in data.items():
+            if role in ROLES:
+                scores[ROLES[role]] = trainer.evaluate(sets)
+                self.predictions += [{"split": ROLES[role], **row} for row in trainer.predictions]
         return scores, training
 
     def _values(self, scores, data: Data) -> Iterator[tuple]:
@@ -167,13 +186,31 @@ class Run:
 
 
 def last_checkpoint(args: TrainingArguments) -> str | None:
-    """The newest whole checkpoint; one that was being written when the process died is removed."""
+    """The newest whole checkpoint that training can go on from, or that is at its end.
+
+    One that was being written when the process died is removed. One without the optimizer's state (--save_only_model)
+    would go on with another training than the one that was broken off: the run starts afresh then, and says so.
+    """
     while Path(args.output_dir).is_dir() and (checkpoint := get_last_checkpoint(args.output_dir)):
         if (Path(checkpoint) / "trainer_state.json").exists():  # written last
-            return checkpoint
+            has_optimizer = any(path.name.startswith(OPTIMIZER) for path in Path(checkpoint).iterdir())
+            if has_optimizer or is_at_its_end(checkpoint, args):
+                return checkpoint
+            warn(f"{checkpoint} holds no optimizer state, so training starts afresh")
+            return None
         with args.main_process_first(local=False):
             shutil.rmtree(checkpoint, ignore_errors=True)
     return None
+
+
+def is_at_its_end(checkpoint: str, args: TrainingArguments) -> bool:
+    """Whether training was over, by its steps or by --early_stopping_patience, when the checkpoint was written."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    stopping = state.stateful_callbacks.get("EarlyStoppingCallback", {})
+    waited = stopping.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    return state.global_step >= state.max_steps or bool(
+        args.early_stopping_patience and waited >= args.early_stopping_patience)
+
 
 def _print_results(results: Results, run: Run) -> None:
     """Print the lines of the CSV files that are the run's, means over its seeds, and where the files are."""
