@@ -26,8 +26,9 @@ from src.cli import InputError, run_as_script
 from src.files import check_writable, locked, write_whole
 from src.names import check_name, natural_order
 
-COLUMNS = ("run_id", "status", "seed", "item", "template", "template_hash", "trained_on", "split", "model", "metric",
-           "value", "n_examples", "steps", "seconds", "commit", "config_hash")
+COLUMNS = ("run_id", "status", "seed", "item", "template", "template_hash", "content_hash", "trained_on",
+           "trained_hash", "split", "model", "metric", "value", "n_examples", "steps", "seconds", "commit",
+           "config_hash")
 SPLITS = ("valid", "test")
 
 

@@ -199,7 +199,7 @@ def test_data_seed_fixes_the_rows_of_all_runs(tmp_path, toy, tokenizer):
         args = SimpleNamespace(do_train=True, do_eval=True, do_predict=False, seed=seed, data_seed=data_seed)
         experiment = Experiment(tuple(task_items([toy], [0])), data_args, None, None, args)
         vars(experiment)["preparer"] = preparer
-        prepared, _ = experiment.rows()
+        prepared = experiment.rows(experiment.selections())
         return prepared["train"]["toy"][0].dataset["input_ids"][:]
 
     assert train_rows(1, None) != train_rows(2, None)

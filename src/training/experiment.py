@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers.utils.hub import cached_file, extract_commit_hash
+
 from src.cli import InputError, did_you_mean
 from src.files import check_writable
-from src.identity import config_hash, short_hash
+from src.identity import model_content, settings_that_count, short_hash
 from src.names import MAX_NAME
 from src.results import Results
 from src.tasks.rows import Selection, select_rows
@@ -74,11 +76,25 @@ class Experiment:
     def settings(self) -> dict:
         """Every setting by the name of its flag, and the number of processes."""
         groups = [dataclasses.asdict(group) for group in (self.data, self.model)]
-        return groups[0] | groups[1] | self.training.to_sanitized_dict() | {"processes": self.training.world_size}
+        return groups[0] | groups[1] | self.training.to_dict() | {"processes": self.training.world_size}
 
     @functools.cached_property
+    def model_content(self) -> str:
+        """What the model's name leads to: a hash of a folder's files, or the name on the hub with its commit."""
+        name, cache_dir = self.model.model_name_or_path, Path(self.data.cache_dir)
+        if Path(name).is_dir():
+            return model_content(Path(name), cache_dir)
+        config = cached_file(name, "config.json", revision=self.model.model_revision, cache_dir=cache_dir / "hub")
+        return f"{name}@{extract_commit_hash(config, None)}"
+
+    @functools.cached_property
+    def identity(self) -> dict:
+        """The settings that count, the model by its content."""
+        return settings_that_count(self.settings() | {"model_name_or_path": self.model_content})
+
+    @property
     def config_hash(self) -> str:
-        return config_hash(self.settings())
+        return short_hash(self.identity)
 
     # ---- what it makes ---------------------------------------------------------------------------------------------
 
@@ -95,21 +111,43 @@ class Experiment:
         """The model with its adapter, in float32, its new weights drawn by the seed last set."""
         return load_model(self.model, self.data.cache_dir, len(self.tokenizer))
 
-    def rows(self) -> tuple[Data, list[Selection]]:
-        """Select and tokenise the rows of every role asked for; also return the selections, task by task."""
-        data_args, args = self.data, self.training
-        roles = [role for role, wanted in (("train", args.do_train), ("validation", args.do_eval),
-                                           ("test", args.do_predict)) if wanted]
-        data: Data = {role: {} for role in roles}
-        selections = []
+    @property
+    def roles(self) -> list[str]:
+        """Roles of the rows that are asked for."""
+        args = self.training
+        return [role for role, wanted in (("train", args.do_train), ("validation", args.do_eval),
+                                          ("test", args.do_predict)) if wanted]
+
+    def selections(self) -> dict[str, dict[str, Selection]]:
+        """The rows of each item by role: of the roles asked for and, as far as there are any, of train and validation.
+
+        Raises:
+            InputError: an item lacks the rows of a role that is asked for.
+        """
+        data_args, args, found = self.data, self.training, {}
         for item in self.items:
-            selected = select_rows(item.task, roles, data_args.data_dir, data_args.cache_dir,
-                                   args.seed if args.data_seed is None else args.data_seed,
-                                   data_args.downsample, data_args.validation_from_train)
-            selections += selected.values()
-            for role in roles:
-                data[role][item.name] = [self.preparer.prepare(selected[role], t) for t in item.templates]
-        return data, selections
+            select = functools.partial(
+                select_rows, item.task, data_dir=data_args.data_dir, cache_dir=data_args.cache_dir,
+                seed=args.seed if args.data_seed is None else args.data_seed, downsample=data_args.downsample,
+                validation_from_train=data_args.validation_from_train)
+            try:
+                found[item.name] = select(roles=list(dict.fromkeys(["train", "validation", *self.roles])))
+            except InputError:  # where only some are asked for, only those must be there
+                found[item.name] = select(roles=self.roles)
+        return found
+
+    def content(self, selections: dict[str, dict[str, Selection]]) -> dict[str, str]:
+        """A hash of each item: its templates, and its rows for training and validation at their source, none drawn."""
+        return {item.name: short_hash([
+            [template.hash for template in item.templates],
+            [[role, selected[role].rows.fingerprint, selected[role].slice_of and selected[role].slice_of.fingerprint]
+             for role in ("train", "validation") if role in selected],
+        ]) for item, selected in ((item, selections[item.name]) for item in self.items)}
+
+    def rows(self, selections: dict[str, dict[str, Selection]]) -> Data:
+        """Tokenise the rows of every role that is asked for."""
+        return {role: {item.name: [self.preparer.prepare(selections[item.name][role], template)
+                                   for template in item.templates] for item in self.items} for role in self.roles}
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 

@@ -19,8 +19,8 @@ from src.files import write_whole
 from src.identity import short_hash
 from src.names import MAX_NAME, check_name, natural_order
 from src.results import Results
-from src.tasks.rows import Selection
 from src.tasks.task import Item
+from src.training.check import check_and_describe
 from src.training.experiment import Data, Experiment, report_data
 from src.training.flags import TrainingArguments
 from src.training.record import describe, log_file, peak_memory_mb, set_up_logging
@@ -45,6 +45,8 @@ def run_experiment(experiment: Experiment) -> int:
     set_up_logging(args)
     gc.collect()
     gc.freeze()  # the imported libraries' objects need no further looking through: a quarter of a short run
+    if experiment.result.check:
+        return check_and_describe(experiment)
     experiment.check()
     if experiment.data.pad_to_max_length and not args.torch_compile:
         log.info("--pad_to_max_length: padding each batch to its longest row instead (the loss is the same, the cost a "
@@ -52,10 +54,11 @@ def run_experiment(experiment: Experiment) -> int:
     completed = True
     for seed in experiment.seeds:
         of_seed = experiment.of_seed(seed)
-        data, selections = of_seed.rows()
+        selections = of_seed.selections()
+        data = of_seed.rows(selections)
         if seed == args.seed:
             report_data(data)
-        run = Run(of_seed, selections)
+        run = Run(of_seed, of_seed.content(selections))
         completed &= run.execute(data)
     if args.process_index == 0:
         _print_results(experiment.results, run)
@@ -65,13 +68,14 @@ def run_experiment(experiment: Experiment) -> int:
 class Run:
     """One training with one seed, and its rows and record. Its checkpoints are in `args.output_dir`, its own folder."""
 
-    def __init__(self, experiment: Experiment, selections: list[Selection]):
+    def __init__(self, experiment: Experiment, content: dict[str, str]):
+        """`content` is that of `experiment.content`: a hash of each item."""
         self.experiment, self.results, self.args = experiment, experiment.results, experiment.training
+        self.content = content
         self.trained_on = " ".join(sorted(experiment.names, key=natural_order)) if self.args.do_train else "none"
-        data = [[item.name, *(template.hash for template in item.templates)] for item in experiment.items]
-        data += [[selection.task.name, selection.role, selection.rows.fingerprint] for selection in selections]
-        name = self.args.run_name or (
-            f"{self.results.save_name[:MAX_NAME // 2]}-{short_hash([experiment.config_hash, data])}")
+        self.trained_hash = short_hash(sorted(content.items())) if self.args.do_train else ""
+        name = self.args.run_name or (f"{self.results.save_name[:MAX_NAME // 2]}-"
+                                      f"{short_hash([experiment.config_hash, sorted(content.items())])}")
         check_name("--run_name", name)
         self.run_id = f"{name}-s{self.args.seed}"
         self.args.output_dir = str(Path(self.args.output_dir) / self.run_id)
@@ -166,7 +170,9 @@ class Run:
         """The columns of a result that the run, its record and the item decide."""
         return {"run_id": self.run_id, "status": record["status"], "seed": self.args.seed, "item": item.name,
                 "template": " ".join(t.name for t in item.templates),
-                "template_hash": " ".join(t.hash for t in item.templates), "trained_on": self.trained_on,
+                "template_hash": " ".join(t.hash for t in item.templates),
+                "content_hash": self.content[item.name], "trained_on": self.trained_on,
+                "trained_hash": self.trained_hash,
                 "model": self.experiment.model.model_name_or_path, "steps": record.get("training", {}).get("steps", ""),
                 "seconds": record.get("seconds", ""), "commit": record["commit"],
                 "config_hash": self.experiment.config_hash}
