@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from src.files import write_whole
@@ -97,3 +97,13 @@ def settings_of(child: dict[str, list[str]]) -> dict[str, str]:
 
     return {name: " ".join(map(spell, values)) or "True" for name, values in sorted(child.items())
             if name not in WITHOUT_EFFECT}
+
+
+def joint_hash(hashes: Iterable[str]) -> str:
+    """One content hash of an item from those of its templates."""
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:8]
+
+
+def subset_key(settings: Mapping[str, str], members: Sequence[tuple[str, str]]) -> str:
+    """Name of a subset of a sweep, a hash of all that changes its result: settings, members with content hashes."""
+    return short_hash([settings, members], 16)

@@ -91,7 +91,7 @@ def test_sizes():
     assert not large
 
 
-@pytest.mark.xfail(reason="the sweep is to be split")
+@pytest.mark.xfail(reason="the estimate is to be split")
 def test_attributes_are_set_in_init():
     """Whoever reads __init__ (or the fields of a data class) knows all that an object holds."""
     wrong = []
