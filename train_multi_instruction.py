@@ -12,18 +12,11 @@ from src.cli import run_as_script
 
 
 def main() -> int:
+    from src.training.experiment import Experiment
     from src.training.flags import InstructionArguments, parse
+    from src.training.run import run_experiment
 
-    data_args, model_args, result_args, training_args = parse(InstructionArguments, __doc__)
-
-    from src.tasks.catalogue import load_task
-    from src.tasks.task import instruction_items
-    from src.training.experiment import default_save_name, run_experiment
-
-    indices = data_args.indices()
-    items = instruction_items(load_task(data_args.task_name, data_args.task_dir), indices)
-    save_name = default_save_name([data_args.task_name], indices, model_args.model_name_or_path)
-    return run_experiment(items, save_name, data_args, model_args, result_args, training_args)
+    return run_experiment(Experiment.from_flags(*parse(InstructionArguments, __doc__)))
 
 
 if __name__ == "__main__":

@@ -12,18 +12,11 @@ from src.cli import run_as_script
 
 
 def main() -> int:
+    from src.training.experiment import Experiment
     from src.training.flags import MultitaskArguments, parse
+    from src.training.run import run_experiment
 
-    data_args, model_args, result_args, training_args = parse(MultitaskArguments, __doc__)
-
-    from src.tasks.catalogue import expand_names, load_task
-    from src.tasks.task import task_items
-    from src.training.experiment import default_save_name, run_experiment
-
-    names, indices = expand_names(data_args.task_names, data_args.task_dir), data_args.indices()
-    items = task_items([load_task(name, data_args.task_dir) for name in names], indices)
-    save_name = default_save_name(names, indices, model_args.model_name_or_path)
-    return run_experiment(items, save_name, data_args, model_args, result_args, training_args)
+    return run_experiment(Experiment.from_flags(*parse(MultitaskArguments, __doc__)))
 
 
 if __name__ == "__main__":

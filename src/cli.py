@@ -5,11 +5,12 @@ standard error, exit code 2, no traceback. Imports nothing heavy.
 """
 
 import argparse
+import contextlib
 import difflib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
 from src import DEFAULT_TASK_DIR
@@ -120,6 +121,17 @@ def die_with_parent() -> None:
         return
     if os.getppid() != int(parent):  # it died before the request
         os._exit(1)
+
+
+def tied_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` for a process that this one starts, and that must not outlive it."""
+    return {**environment, PARENT: str(os.getpid())}
+
+
+def signal_group(pid: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal to the process group of a child, if there still is one."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
 
 
 def describe_exit(code: int) -> str:

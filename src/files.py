@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,17 +18,39 @@ def check_writable(what: str, place: Path) -> None:
         raise InputError(f"{what}: {place} is not a folder that may be written")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `path` so that it is either old or new, never half, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def write_whole(path: Path, text: str, sync_name: bool = False) -> None:
+    """Write `path` so that it is either old or new, never half, also after a crash.
+
+    With `sync_name`, its name survives a power failure, too.
+    """
+    with whole_temporary(path, text) as temporary:
+        temporary.replace(path)
+    if sync_name:
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def whole_temporary(path: Path, text: str) -> Iterator[Path]:
+    """Write a hidden file beside `path`, synced, for a rename or a link; in the end that name is gone."""
+    # random: a name used again after a crash could still be a link to a published file
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with temporary.open("x", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in `folder` survive a power failure."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

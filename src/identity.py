@@ -1,28 +1,40 @@
 """What names a run: which flags change its result, hashes of settings and of content, the key of a subset."""
 
-import dataclasses
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
-NO_EFFECT = frozenset({
+from src.files import write_whole
+
+# Flags that do not change what a run gives, each by its name: one that is new in a library counts until it stands here.
+WITHOUT_EFFECT = frozenset({
     # names, places and logs
     "output_dir", "overwrite_output_dir", "run_name", "save_name", "results_dir", "task_dir", "cache_dir",
-    "overwrite_cache", "disable_tqdm", "report_to", "resume_from_checkpoint", "local_rank",
+    "overwrite_cache", "disable_tqdm", "report_to", "local_rank", "save_predictions", "check", "project",
+    "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node",
+    "log_level", "log_level_replica", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
+    "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
+    "debug", "skip_memory_metrics", "include_num_input_tokens_seen",
     # which model is loaded at the end, and what is evaluated in between, does not depend on what else is saved
-    "save_steps", "save_strategy", "save_total_limit", "save_only_model",
+    "save_steps", "save_strategy", "save_total_limit", "save_only_model", "save_on_each_node",
+    "enable_jit_checkpoint", "restore_callback_states_from_checkpoint",
     # speed and memory
-    "per_device_eval_batch_size", "pad_to_max_length", "use_cpu",
+    "per_device_eval_batch_size", "eval_accumulation_steps", "pad_to_max_length", "use_cpu", "torch_empty_cache_steps",
+    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context", "dataloader_in_order", "ddp_find_unused_parameters", "ddp_bucket_cap_mb",
+    "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout",
     # not flags: run records hold them, they follow from per_device_train_batch_size and per_device_eval_batch_size
     "train_batch_size", "eval_batch_size",
-    # part of a run's name by themselves: which items, which seeds, trained or not
-    "task_name", "task_names", "template_idx", "seed", "runs", "do_train", "do_eval",
+    # part of a run's name by themselves: items and their content, rows, seeds; what else is evaluated
+    "task_name", "task_names", "template_idx", "data_dir", "seed", "runs", "do_train", "do_eval", "do_predict",
+    "model_revision",  # model_name_or_path is replaced by what the two lead to
 })
-NO_EFFECT_PREFIXES = ("logging_", "log_", "hub_", "push_to_hub", "ddp_", "trackio_", "dataloader_")
-
-
-def changes_result(flag: str) -> bool:
-    """Whether `flag`, without its dashes, is a setting that changes what a run gives."""
-    return flag not in NO_EFFECT and not flag.startswith(NO_EFFECT_PREFIXES)
+# When and by what the model at the end is chosen: without effect where it is the last one.
+CHOICE_OF_MODEL = frozenset({"eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "metric_for_best_model",
+                             "greater_is_better"})
+NO_CONTENT = ("optimizer", "scheduler", "rng_state", "trainer_state", "training_args", "README", ".git")
 
 
 def short_hash(value, digits: int = 8) -> str:
@@ -30,16 +42,49 @@ def short_hash(value, digits: int = 8) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:digits]
 
 
-def config_hash(data_args, model_args, args) -> str:
-    """Hash over all settings that change what a run gives: not the seed, nor the items and their rows."""
-    adapters = {name for name in dataclasses.asdict(model_args) if name.startswith("lora_")} | {"num_virtual_tokens"}
-    used = ({name for name in adapters if name.startswith("lora_")} if model_args.train_lora else
-            {"num_virtual_tokens"} if model_args.train_prefix or model_args.train_prompt_tuning else set())
-    defaults = {field.name: field.default for field in dataclasses.fields(args)}
-    settings = {name: value for name, value in args.to_dict().items() if value != defaults.get(name)}
-    settings |= dataclasses.asdict(data_args) | dataclasses.asdict(model_args) | {"processes": args.world_size}
-    return short_hash({name: value for name, value in settings.items()
-                       if changes_result(name) and name not in adapters - used} | {"do_train": args.do_train})
+def settings_that_count(settings: Mapping) -> dict:
+    """Of all settings of a training, by the names of their flags, those that change what it gives."""
+    unused = set(WITHOUT_EFFECT)
+    if not settings["train_lora"]:
+        unused |= {name for name in settings if name.startswith("lora_")}
+    if not (settings["train_prefix"] or settings["train_prompt_tuning"]):
+        unused |= {"num_virtual_tokens"}
+    if not (settings["load_best_model_at_end"] or settings["early_stopping_patience"]):
+        unused |= CHOICE_OF_MODEL
+    if settings.get("mixing") != "temperature":
+        unused |= {"mixing_temperature"}
+    if settings["max_steps"] > 0:
+        unused |= {"num_train_epochs"}
+    return {name: value for name, value in settings.items() if name not in unused} | {"do_train": settings["do_train"]}
+
+
+def model_content(folder: Path, cache_dir: Path) -> str:
+    """Hash of the weights, config and tokenizer files of a local model, and of the base where it is an adapter of one.
+
+    The hash of a file is kept in `cache_dir`, for as long as path, size and both times stay the same.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(NO_CONTENT))
+    parts = [[path.name, _file_hash(path, cache_dir)] for path in files]
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path", "")
+        parts.append(["base", model_content(Path(base), cache_dir) if Path(base).is_dir() else base])
+    return short_hash(parts, 16)
+
+
+def _file_hash(path: Path, cache_dir: Path) -> str:
+    status = path.stat()
+    stamp = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    kept = cache_dir / "file_hashes" / short_hash(stamp, 32)
+    try:
+        return kept.read_text(encoding="utf-8")
+    except OSError:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(kept, found)
+        return found
 
 
 def settings_of(child: dict[str, list[str]]) -> dict[str, str]:
@@ -51,4 +96,14 @@ def settings_of(child: dict[str, list[str]]) -> dict[str, str]:
             return value
 
     return {name: " ".join(map(spell, values)) or "True" for name, values in sorted(child.items())
-            if changes_result(name)}
+            if name not in WITHOUT_EFFECT}
+
+
+def joint_hash(hashes: Iterable[str]) -> str:
+    """One content hash of an item from those of its templates."""
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:8]
+
+
+def subset_key(settings: Mapping[str, str], members: Sequence[tuple[str, str]]) -> str:
+    """Name of a subset of a sweep, a hash of all that changes its result: settings, members with content hashes."""
+    return short_hash([settings, members], 16)

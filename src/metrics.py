@@ -138,6 +138,7 @@ _FUNCTIONS: dict[str, Callable[[Predictions, References, Choices], float]] = {
     function.__name__: function for function in (exact_match, accuracy, f1, macro_f1, matthews, pearson, spearman)
 } | {name: functools.partial(_rouge, name) for name in ("rouge1", "rouge2", "rougeL")}
 METRICS = tuple(_FUNCTIONS)  # what a task file may name
+OF_MANY_ROWS = ("macro_f1", "matthews", "pearson", "spearman")
 NEED_CHOICES = ("macro_f1", "matthews")  # only for fixed answer choices
 
 
@@ -171,6 +172,13 @@ def _metric_class():
             return {name: _FUNCTIONS[name](predictions, references, self.choices) for name in self.names}
 
     return TextMetrics
+
+
+def of_row(names: Sequence[str], prediction: str, references: Sequence[str], choices: Choices = ()) -> dict[str, float]:
+    """Those of the named metrics that one row has: correlations and F1 over classes are of many rows."""
+    of_classes = ("f1",) if choices else ()
+    return {name: _FUNCTIONS[name]([prediction], [references], choices) for name in names
+            if name not in (*OF_MANY_ROWS, *of_classes)}
 
 
 def compute(names: Sequence[str], predictions: Predictions, references: References,

@@ -33,9 +33,10 @@ from src.identity import short_hash
 from src.names import SPLITS, check_name, natural_order, plain
 from src.tables import Reading, Score, describe, read_table
 
-COLUMNS = ("run_id", "status", "seed", "item", "template", "template_hash", "trained_on", "split", "model", "metric",
-           "value", "n_examples", "steps", "seconds", "commit", "config_hash", "std", "seeds")
-NEWER = {"std", "seeds"}  # columns that parts of older versions do not have
+COLUMNS = ("run_id", "status", "seed", "item", "template", "template_hash", "content_hash", "trained_on",
+           "trained_hash", "split", "model", "metric", "value", "n_examples", "steps", "seconds", "commit",
+           "config_hash", "std", "seeds")
+NEWER = {"content_hash", "trained_hash", "std", "seeds"}  # columns that parts of older versions do not have
 MEASURED = ("completed", "imported")  # statuses of rows with true scores
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from src.cli import InputError, did_you_mean
-from src.identity import changes_result
+from src.identity import WITHOUT_EFFECT
 from src.metrics import LOWER_IS_BETTER
 from src.names import SPLITS, natural_order
 from src.results import MEASURED
@@ -129,7 +129,7 @@ def _differences(path: Path, frame, hashes: list[str]) -> dict[str, str]:
     except (OSError, ValueError, KeyError):  # also of files from before `run_id`
         return {}
     names = [name for name in dict.fromkeys(name for record in records.values() for name in record)
-             if changes_result(name) and len({str(record.get(name)) for record in records.values()}) > 1]
+             if name not in WITHOUT_EFFECT and len({str(record.get(name)) for record in records.values()}) > 1]
     more = ", ..." if len(names) > MOST_NAMED else ""
     return {each: ", ".join(f"{name} {record.get(name)}" for name in names[:MOST_NAMED]) + more
             for each, record in records.items()} if names else {}

@@ -14,6 +14,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two tests at once on two cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parent.parent
+ENGINES = os.environ.get("ENGINES", "optional")  # required: tests of SLURM and Ray fail where they cannot run
 
 # The flags of a short training on the demo tasks.
 DEMO = shlex.split("""

@@ -20,7 +20,7 @@ from src.tasks.catalogue import load_task
 from src.tasks.rows import find_rows, select_rows
 from src.tasks.task import task_items
 from src.training import tokenised
-from src.training.experiment import prepare_data
+from src.training.experiment import Experiment
 from src.training.tokenised import Preparer, mix
 
 ROOT = Path(__file__).parent.parent
@@ -197,7 +197,9 @@ def test_data_seed_fixes_the_rows_of_all_runs(tmp_path, toy, tokenizer):
 
     def train_rows(seed, data_seed):
         args = SimpleNamespace(do_train=True, do_eval=True, do_predict=False, seed=seed, data_seed=data_seed)
-        prepared, _ = prepare_data(task_items([toy], [0]), preparer, data_args, args)
+        experiment = Experiment(tuple(task_items([toy], [0])), data_args, None, None, args)
+        vars(experiment)["preparer"] = preparer
+        prepared = experiment.rows(experiment.selections())
         return prepared["train"]["toy"][0].dataset["input_ids"][:]
 
     assert train_rows(1, None) != train_rows(2, None)

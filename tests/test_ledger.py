@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from src.cli import InputError
+from src.files import write_whole
 from src.sweep import ledger as module
 from src.sweep.ledger import Ledger
 
@@ -60,11 +61,12 @@ def test_failures_add_up_and_can_be_forgotten(ledger):
     assert ledger.attempts("k") == []
 
 
-def test_the_plan_is_extended_by_one_process_only(ledger):
-    assert ledger.plan() == ([], 0)
-    assert ledger.extend_plan(0, ["a b", "a c"], "seed 1")
-    assert not other_view(ledger).extend_plan(0, ["b c"], "seed 2")
-    assert other_view(ledger).plan() == (["a b", "a c"], 1)
+def test_one_process_at_a_time_adds_a_draw(ledger):
+    assert ledger.drawn() == ([], 0)
+    assert ledger.add_draw(0, ["a b", "a c"], "seed 1")
+    assert not other_view(ledger).add_draw(0, ["b c"], "seed 2")
+    assert other_view(ledger).drawn() == (["a b", "a c"], 1)
+    assert (ledger.folder / "plan" / "0001").read_text() == "# seed 1\na b\na c\n"
 
 
 def test_a_child_keeps_the_claim_of_its_dead_scheduler(tmp_path):
@@ -132,6 +134,19 @@ def test_eight_processes_divide_a_hundred_subsets(tmp_path, mode):
     assert won == list(range(100)) and wins.empty()
     assert sorted(map(int, ledger.text_file.read_text().split())) == won
     assert not list(ledger.folder.rglob(".*"))  # no temporary file is left
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_whole(path, "old", sync_name=True)
+
+    def full(_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_modes_do_not_mix(tmp_path):

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import ENGINES
 
 STUB = Path(__file__).resolve().parent / "sweep_stub.py"
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -28,7 +29,8 @@ def cluster(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="no ray: pip install -r requirements-cluster.txt")
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None and ENGINES != "required",
+                    reason="no ray: pip install -r requirements-cluster.txt")
 def test_two_workers_one_killed(tmp_path, cluster):
     command = [sys.executable, STUB, "6", "--task_set_name", "x", "--num_samples", "15", "--behave", "sleep:0.5",
                "--launcher", "ray", "--workers", "2", "--stale_after", "4", "--warm_start", "False"]

@@ -42,7 +42,7 @@ def test_command(command, scratch):
     place.mkdir(parents=True)
     (place / "runs").mkdir()
     (place / "runs/estimate-s42.json").write_text('{"estimate": {"chosen_by": "calibration"}}')
-    row = "estimate-s42,estimated,42,demo_a1,,,demo_a1 demo_a2,valid,,loss,0.5,,,,,,,"
+    row = "estimate-s42,estimated,42,demo_a1,,,,demo_a1 demo_a2,,valid,,loss,0.5,,,,,,,"
     (place / "runs.csv").write_text(f"{','.join(COLUMNS)}\n{row}\n")
     words = [word for word in command if not re.match(r"[A-Z_]+=", word)]
     if words[0] == "make":

@@ -159,6 +159,57 @@ def test_a_killed_run_goes_on_from_its_checkpoint(scratch):
     assert len(scratch.rows("kill")) == 4
 
 
+@pytest.mark.parametrize("extra", ["--max_steps 40", "--max_steps 40 --save_only_model True",
+                                   "--max_steps 40 --train_lora True",
+                                   "--max_steps 400 --early_stopping_patience 1"])
+def test_a_run_broken_off_after_its_last_step_is_only_evaluated(scratch, extra):
+    """As Ctrl-C in the final evaluation: the rows are not there, the last checkpoint is."""
+    flags = [*DEMO, *shlex.split("--eval_steps 10 --save_steps 10 --task_name demo_a1 --save_name end"),
+             *shlex.split(extra)]
+    assert scratch.run("train_multi_instruction.py", *flags) == 0
+    before = scratch.rows("end")
+    parts = scratch.folder / "results/end/runs"
+    for times in range(2):
+        for path in parts.iterdir():
+            path.unlink()
+        assert scratch.run("train_multi_instruction.py", *flags) == 0, times
+        timed = {"seconds"}
+        assert [{k: v for k, v in row.items() if k not in timed} for row in scratch.rows("end")] == [
+            {k: v for k, v in row.items() if k not in timed} for row in before]
+
+
+def test_without_optimizer_state_a_run_starts_afresh(scratch, capsys):
+    flags = [*DEMO, *shlex.split("--max_steps 40 --eval_steps 10 --save_steps 10 --task_name demo_a1 --save_name x")]
+    assert scratch.run("train_multi_instruction.py", *flags) == 0
+    before = values(scratch.rows("x"))
+    for path in (scratch.folder / "results/x/runs").iterdir():
+        path.unlink()
+    last = next((scratch.folder / "saved").glob("*/checkpoint-40"))
+    for name in ("optimizer.pt", "scheduler.pt"):
+        (last / name).unlink()
+    state = json.loads((last / "trainer_state.json").read_text())
+    (last / "trainer_state.json").write_text(json.dumps(state | {"max_steps": 60}))  # as if it had not been the end
+    capsys.readouterr()
+    assert scratch.run("train_multi_instruction.py", *flags) == 0
+    assert "holds no optimizer state, so training starts afresh" in capsys.readouterr().err
+    assert values(scratch.rows("x")) == before
+
+
+def test_saved_predictions(scratch):
+    flags = [*DEMO, *shlex.split("--max_steps 10 --eval_steps 5 --save_steps 5 --downsample 20"), "--save_predictions"]
+    assert scratch.run("train_multitask.py", *flags, "--task_names", "demo_a1", "demo_b1", "--template_idx", "0", "2",
+                       "--save_name", "x") == 0
+    path = next((scratch.folder / "results/x/runs").glob("*.predictions.jsonl"))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(rows) == 2 * 2 * 20 and {row["split"] for row in rows} == {"valid"}
+    scores = {row["item"]: float(row["value"]) for row in scratch.rows("x") if row["metric"] == "exact_match"}
+    for item, score in scores.items():
+        found = [row for row in rows if row["item"] == item]
+        assert {row["template"] for row in found} == {f"{item}_0", f"{item}_2"}
+        assert sum(row["scores"]["exact_match"] for row in found) / len(found) == pytest.approx(score, abs=1e-6)
+        assert all(row["input"] and row["references"] and row["scores"]["loss"] > 0 for row in found)
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_rows_of_one(scratch):
     flags = [*DEMO, *shlex.split("--max_steps 60 --eval_steps 30 --save_steps 30 --task_name demo_c1"),

@@ -18,6 +18,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
          for path in [*ROOT.glob("*.py"), *(ROOT / "src").rglob("*.py")]}
 HEAVY = {"torch", "transformers", "datasets", "peft", "accelerate", "evaluate"}
+OF_TRANSFORMERS = {"control", "compute_metrics", "gather_function"}  # attributes that its Trainer has by then
 # Read by its name by the forkserver alone, to warm up the training scripts: no module imports it.
 PRELOAD = "src.sweep.preload"
 
@@ -90,7 +91,7 @@ def test_sizes():
     assert not large
 
 
-@pytest.mark.xfail(reason="the sweep is to be split")
+@pytest.mark.xfail(reason="the estimate is to be split")
 def test_attributes_are_set_in_init():
     """Whoever reads __init__ (or the fields of a data class) knows all that an object holds."""
     wrong = []
@@ -99,6 +100,7 @@ def test_attributes_are_set_in_init():
             if not isinstance(cls, ast.ClassDef):
                 continue
             known = {target.id for node in cls.body for target in assigned(node) if isinstance(target, ast.Name)}
+            known |= OF_TRANSFORMERS if cls.name == "Trainer" else set()
             methods = [node for node in cls.body if isinstance(node, ast.FunctionDef)]
             set_in = {method.name: {target.attr for node in ast.walk(method) for target in assigned(node)
                                     if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self"}

@@ -11,7 +11,7 @@ from src.tasks.rows import select_rows
 from src.training.flags import ModelArguments, MultitaskArguments, TrainingArguments
 from src.training.model import load_model, load_tokenizer
 from src.training.tokenised import Preparer
-from src.training.trainer import Trainer, TrainingFailed
+from src.training.trainer import Collator, Trainer, TrainingFailed
 
 SMALL = {"d_model": 16, "vocab_size": 315, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
 LIKE_BART = SMALL | {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "bos_token_id": 2,
@@ -121,3 +121,29 @@ def test_three_empty_evaluations_end_the_run(tokenizer, prepared, tmp_path, monk
     with pytest.raises(TrainingFailed, match="only empty text"):
         trainer.train()
     assert trainer.state.global_step == 3
+
+
+def test_fixed_shapes_are_each_sides_own(tokenizer, prepared, tmp_path):
+    """Targets are padded to their own length, and may be longer than the longest input."""
+    trainer = make_trainer(tokenizer, prepared, tmp_path)
+    rows = [{"input_ids": [5, 6, 1], "labels": [7] * 9}, {"input_ids": [5, 1], "labels": [7, 1]}]
+    fixed = Collator(tokenizer, trainer.model, (4, 12))(rows)
+    assert fixed["input_ids"].shape == (2, 4) and fixed["labels"].shape == (2, 12)
+    assert fixed["attention_mask"].sum(1).tolist() == [3, 2] and (fixed["labels"] != -100).sum(1).tolist() == [9, 2]
+    assert fixed["decoder_input_ids"].shape == (2, 12)
+    rounded = Collator(tokenizer, trainer.model, multiple=8)(rows)
+    assert rounded["input_ids"].shape == (2, 8) and rounded["labels"].shape == (2, 16)
+
+
+def test_generation_settings_of_the_model_folder_change_no_score(tokenizer, prepared, tmp_path, caplog):
+    plain = make_trainer(tokenizer, prepared, tmp_path).evaluate()
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(ROOT / "data/models/tiny-t5")
+    model.generation_config.update(min_length=6, repetition_penalty=9.0, no_repeat_ngram_size=1)
+    caplog.set_level("INFO")
+    trainer = make_trainer(tokenizer, prepared, tmp_path, model)
+    assert "not by those of the model folder: min_length 6, no_repeat_ngram_size 1, repetition_penalty 9" in caplog.text
+    changed = trainer.evaluate()
+    timed = ("runtime", "per_second")
+    assert {k: v for k, v in plain.items() if not k.endswith(timed)} == {
+        k: v for k, v in changed.items() if not k.endswith(timed)}
+    assert model.generation_config.min_length == 6  # a saved model keeps them

@@ -54,24 +54,14 @@ def main(arguments: list[str] | None = None) -> int:
     one_task = any(argument.partition("=")[0] == "--task_name" for argument in arguments)
     kind = flags.InstructionArguments if one_task else flags.MultitaskArguments
     needed = ["--do_train", "--do_eval", "--predict_with_generate"]  # which the training scripts ask for
-    data_args, model_args, result_args, training_args, options = flags.parse(
-        kind, __doc__, needed + arguments, (EstimateArguments,))
-    if model_args.train_prefix or model_args.train_prompt_tuning:
+    *groups, options = flags.parse(kind, __doc__, needed + arguments, (EstimateArguments,))
+
+    from src.training.experiment import Experiment
+
+    experiment = Experiment.from_flags(*groups)
+    if experiment.model.train_prefix or experiment.model.train_prompt_tuning:
         raise InputError("--train_prefix and --train_prompt_tuning: estimates are of full training or of --train_lora")
-
-    from src.tasks.catalogue import expand_names, load_task
-    from src.tasks.task import instruction_items, task_items
-    from src.training.experiment import default_save_name
-
-    indices = data_args.indices()
-    if one_task:
-        names = [data_args.task_name]
-        items = instruction_items(load_task(data_args.task_name, data_args.task_dir), indices)
-    else:
-        names = expand_names(data_args.task_names, data_args.task_dir)
-        items = task_items([load_task(name, data_args.task_dir) for name in names], indices)
-    save_name = result_args.save_name or default_save_name(names, indices, model_args.model_name_or_path)
-    return Estimate(items, save_name, data_args, model_args, result_args, training_args, options).run()
+    return Estimate(experiment, options).run()
 
 
 # ---- what is estimated, and on what it is calibrated ---------------------------------------------------------------

@@ -32,7 +32,7 @@ class EstimateArguments:
     config_hash: str | None = flag(
         None, "Calibrate on the sweep's runs of this config_hash (default: all; an error if they differ).")
 
-    def check(self) -> None:
+    def validate(self) -> None:
         for name, least in (("project_dim", 0), ("calibrate", 0), ("min_task_num", 1), ("num_samples", 1)):
             if getattr(self, name) is not None:
                 at_least(name, getattr(self, name), least)

@@ -13,9 +13,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
-from src.cli import PARENT, InputError, warn
+from src.cli import InputError, signal_group, tied_environment, warn
 from src.sweep.forkserver import NUMBER, READY
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -70,27 +69,27 @@ def device_environment(device: str, slots: int) -> dict[str, str]:
 # ---- children -------------------------------------------------------------------------------------------------------
 
 
-class Child(Protocol):
+class Child:
     """A running child. `fileno()` becomes readable when it has ended, then `finish()` gives its exit code."""
 
-    pid: int
-
-    def fileno(self) -> int: ...
-
-    def finish(self) -> int: ...
-
-
-class _ShellChild:
-    def __init__(self, process: subprocess.Popen):
-        self.process, self.pid = process, process.pid
-        self.pidfd = os.pidfd_open(process.pid)
+    def __init__(self, pid: int, fd: int):
+        self.pid, self.fd = pid, fd
 
     def fileno(self) -> int:
-        return self.pidfd
+        return self.fd
 
     def finish(self) -> int:
-        signal_group(self.pid, signal.SIGKILL)  # strays of the group, while its number cannot be anybody else's
-        os.close(self.pidfd)
+        raise NotImplementedError
+
+
+class _ShellChild(Child):
+    def __init__(self, process: subprocess.Popen):
+        super().__init__(process.pid, os.pidfd_open(process.pid))
+        self.process = process
+
+    def finish(self) -> int:
+        signal_group(self.pid)  # strays of the group, while its number cannot be anybody else's
+        os.close(self.fd)
         return self.process.wait()
 
 
@@ -104,21 +103,15 @@ class ShellStarter:
         with log.open("ab") as file:
             return _ShellChild(subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, process_group=0,
-                env=environment | {PARENT: str(os.getpid())}, pass_fds=() if claim is None else (claim,)))
+                env=tied_environment(environment), pass_fds=() if claim is None else (claim,)))
 
 
-class _WarmChild:
-    def __init__(self, pipe: int, pid: int):
-        self.pipe, self.pid = pipe, pid
-
-    def fileno(self) -> int:
-        return self.pipe
-
+class _WarmChild(Child):
     def finish(self) -> int:
-        answer = os.read(self.pipe, NUMBER.size)
-        os.close(self.pipe)
+        answer = os.read(self.fd, NUMBER.size)
+        os.close(self.fd)
         if len(answer) < NUMBER.size:  # the forkserver died, and its children with it
-            signal_group(self.pid, signal.SIGKILL)
+            signal_group(self.pid)
             return -signal.SIGKILL
         return NUMBER.unpack(answer)[0]
 
@@ -130,33 +123,26 @@ class WarmStarter:
         self.log, self.preload = log, preload
         # numpy's threads would be started by its import, and a process with threads should not be forked
         self.environment = environment | {"OPENBLAS_NUM_THREADS": "1"}
-        self._launch()
+        self.connection, self.server = self._launch()
 
     def close(self) -> None:
-        self.connection.close()
-        try:
-            self.server.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            self.server.kill()
-            self.server.wait()
+        _hang_up(self.connection, self.server)
 
-    def _launch(self) -> None:
+    def _launch(self) -> tuple[socket.socket, subprocess.Popen]:
         # the kernel keeps messages of this kind apart
-        self.connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         code = (f"import socket, sys; sys.path[0] = {str(ROOT)!r}; from src.sweep.forkserver import main; "
                 f"main(socket.socket(fileno={theirs.fileno()}), {self.preload!r})")
         with theirs, self.log.open("ab") as file:
             start = file.tell()
-            self.server = subprocess.Popen(
+            server = subprocess.Popen(
                 [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                process_group=0, env=self.environment | {PARENT: str(os.getpid())}, pass_fds=(theirs.fileno(),))
-        try:
-            if self.connection.recv(len(READY)) == READY:
-                return
-        except BaseException:
-            self.close()
-            raise
-        self.close()
+                process_group=0, env=tied_environment(self.environment), pass_fds=(theirs.fileno(),))
+        with contextlib.ExitStack() as failed:
+            failed.callback(_hang_up, connection, server)
+            if connection.recv(len(READY)) == READY:
+                failed.pop_all()
+                return connection, server
         message = self.log.read_bytes()[start:].decode(errors="replace").strip()
         raise RuntimeError(message.splitlines()[-1] if message else "the forkserver ended without a message")
 
@@ -164,25 +150,35 @@ class WarmStarter:
         request = json.dumps({"command": command, "env": environment}).encode()
         for attempt in range(2):
             reading, writing = os.pipe()
-            try:
-                with log.open("ab") as file:
-                    socket.send_fds(self.connection, [request],
-                                    [file.fileno(), writing, *([] if claim is None else [claim])])
-            except OSError:
-                pass
-            finally:
-                os.close(writing)
+            with contextlib.suppress(OSError), log.open("ab") as file:
+                socket.send_fds(self.connection, [request],
+                                [file.fileno(), writing, *([] if claim is None else [claim])])
+            os.close(writing)
             pid = os.read(reading, NUMBER.size)
             if pid:
-                return _WarmChild(reading, NUMBER.unpack(pid)[0])
+                return _WarmChild(NUMBER.unpack(pid)[0], reading)
             os.close(reading)
             if attempt == 0:  # the server was killed
                 self.close()
-                self._launch()
+                self.connection, self.server = self._launch()
         raise RuntimeError(f"the forkserver dies at once; see {self.log}")
 
 
-def signal_group(pid: int, number: int) -> None:
-    """Send a signal to the process group of a child, if there still is one."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, number)
+def _hang_up(connection: socket.socket, server: subprocess.Popen) -> None:
+    """End the forkserver, and with it what it has forked."""
+    connection.close()
+    try:
+        server.wait(timeout=1)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def make_starter(warm: bool, log: Path, environment: dict[str, str], preload: str) -> ShellStarter | WarmStarter:
+    """The starter that is wanted; a plain one, with a warning, where nothing can be forked."""
+    if warm:
+        try:
+            return WarmStarter(log, environment, preload)
+        except RuntimeError as error:
+            warn(f"no warm start, each child starts afresh: {error}")
+    return ShellStarter()

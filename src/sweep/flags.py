@@ -4,7 +4,7 @@ import argparse
 import ast
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from src.cli import InputError, OneLineErrors, did_you_mean
@@ -30,20 +30,25 @@ def boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
-def sweep_parser(description: str, child: str) -> argparse.ArgumentParser:
-    """A parser of all flags that both scripts share; `child` is the name of the training script."""
+SWITCH = {"nargs": "?", "const": True, "default": False, "type": boolean, "metavar": "True|False"}
+
+
+def sweep_parser(description: str, script: str) -> argparse.ArgumentParser:
+    """A parser of all flags that both scripts share; `script` is the training script that the children run."""
     defaults = " ".join(f"--{name} {' '.join(values)}" for name, values in CHILD_DEFAULTS.items())
     parser = OneLineErrors(
         description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"Every other flag is passed on to {child}, by name or after --; see its --help.\n"
+        epilog=f"Every other flag is passed on to {script}, by name or after --; see its --help.\n"
                "So are --lr (its --learning_rate) and --batch_size (its --per_device_train_batch_size).\n"
                f"Passed on by default: {defaults}")
+    parser.set_defaults(script=script)
+    for title, add_flags in (("which subsets", _which_subsets), ("names and places", _names_and_places),
+                             ("how they are run", _how_they_are_run), ("many machines", _many_machines)):
+        add_flags(parser.add_argument_group(title).add_argument)
+    return parser
 
-    def switch(group, name: str, help: str, default: bool | None = False) -> None:
-        group.add_argument(name, nargs="?", const=True, default=default, type=boolean, metavar="True|False", help=help)
 
-    group = parser.add_argument_group("which subsets")
-    add = group.add_argument
+def _which_subsets(add: Callable) -> None:
     add("--num_samples", type=int, help="distinct completed subsets wanted, those of earlier sweeps included (with "
         "--draw balanced: by default until all pairs are seen twice)")
     add("--min_task_num", type=int, default=2, help="smallest subset (default: 2)")
@@ -53,7 +58,7 @@ def sweep_parser(description: str, child: str) -> argparse.ArgumentParser:
     add("--target_tasks", nargs="+", default=[], metavar="ITEM", help="each subset holds at least one of these")
     add("--current_cluster_dir", default="none", help="clusters found so far, a file or a name in clusters/: each draw "
         "takes one cluster, and samples from its members and all items not yet placed (default: none)")
-    switch(group, "--preload_combos", "train all combinations in order instead of drawing")
+    add("--preload_combos", **SWITCH, help="train all combinations in order instead of drawing")
     add("--combos_section", type=int, nargs=2, metavar=("S", "T"),
         help="with --preload_combos: from the S-th, counted from 0, to before the T-th")
     add("--subsets_file", type=Path, help="train exactly the subsets of this file, a line each, instead of drawing")
@@ -65,8 +70,8 @@ def sweep_parser(description: str, child: str) -> argparse.ArgumentParser:
         "between seeds (default: value)")
     add("--seed", type=int, default=42, help="of the draws, and of each subset's first run (default: 42)")
 
-    group = parser.add_argument_group("names and places")
-    add = group.add_argument
+
+def _names_and_places(add: Callable) -> None:
     add("--task_set_name", required=True, help="sampled_tasks/<task_set_name>.txt lists the completed subsets")
     add("--save_name", help="results/<save_name>/ holds the results (default: --task_set_name)")
     add("--results_dir", default="results", help="folder of all results (default: results)")
@@ -74,33 +79,32 @@ def sweep_parser(description: str, child: str) -> argparse.ArgumentParser:
     add("--task_dir", default="data/tasks", help="folder of the task files (default: data/tasks)")
     add("--runs", type=int, default=1, help="runs of each subset, with seeds --seed, --seed + 1, ... (default: 1)")
 
-    group = parser.add_argument_group("how they are run")
-    add = group.add_argument
+
+def _how_they_are_run(add: Callable) -> None:
     add("--device", nargs="+", default=["0"], help="indices of GPUs, one child each; all; or cpu (default: 0)")
     add("--jobs_per_device", type=int, default=1, help="children at once on each device (default: 1)")
     add("--retries", type=int, default=1, help="times that a failed subset is tried again (default: 1)")
-    switch(group, "--retry_failed", "forget the failures of earlier sweeps and try those subsets again")
+    add("--retry_failed", **SWITCH, help="forget the failures of earlier sweeps and try those subsets again")
     add("--subset_timeout", type=float, help="seconds after which a child is ended as failed (default: none)")
-    switch(group, "--keep_checkpoints", "keep the checkpoints of completed subsets")
-    switch(group, "--warm_start", "fork the children from a process that has imported the libraries, which saves "
-           "seconds each (default: True on the CPU, False on GPUs)", default=None)
+    add("--keep_checkpoints", **SWITCH, help="keep the checkpoints of completed subsets")
+    add("--warm_start", **SWITCH | {"default": None}, help="fork the children from a process that has imported the "
+        "libraries, which saves seconds each (default: True on the CPU, False on GPUs)")
     add("--ledger", choices=MODES, help="how subsets are claimed: flock, between processes of one machine, or "
         "heartbeat, between machines (default: as the task set was begun, else flock; with --launcher slurm or ray, "
         "heartbeat)")
-    switch(group, "--dry_run", "print the subsets, what they cover, and the children's commands; run nothing")
-    switch(group, "--status", "print the state of the sweep; run nothing")
+    add("--dry_run", **SWITCH, help="print the subsets, what they cover, and the children's commands; run nothing")
+    add("--status", **SWITCH, help="print the state of the sweep; run nothing")
 
-    group = parser.add_argument_group("many machines")
-    add = group.add_argument
+
+def _many_machines(add: Callable) -> None:
     add("--launcher", choices=["local", "slurm", "ray"], default="local",
         help="run here, submit an array of SLURM jobs, or run on the Ray cluster at RAY_ADDRESS (default: local)")
     add("--workers", type=int, default=1, help="number of workers on SLURM or Ray (default: 1)")
     add("--partition", help="SLURM partition of the workers")
     add("--gres", help="SLURM resources of each worker, for example gpu:1")
     add("--time", help="SLURM time limit of each worker, for example 4:00:00")
-    switch(group, "--requeue", "queue a SLURM worker again when its time ends or it is preempted (default: True)",
-           default=True)
-    return parser
+    add("--requeue", **SWITCH | {"default": True},
+        help="queue a SLURM worker again when its time ends or it is preempted (default: True)")
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -140,13 +144,11 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
 def flags_of_children() -> set[str]:
     """Names of all flags of the training scripts, read from the source: importing them takes seconds."""
     transformers = importlib.util.find_spec("transformers").submodule_search_locations[0]
-    names = {*OLD_FLAGS}
-    for path in (Path(__file__).parent.parent / "training" / "flags.py", Path(transformers, "training_args.py"),
-                 Path(transformers, "training_args_seq2seq.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ClassDef):
-                names |= {line.target.id for line in node.body if isinstance(line, ast.AnnAssign)}
-    return names
+    paths = (Path(__file__).parent.parent / "training" / "flags.py", Path(transformers, "training_args.py"),
+             Path(transformers, "training_args_seq2seq.py"))
+    classes = [node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+               if isinstance(node, ast.ClassDef)]
+    return {*OLD_FLAGS, *(line.target.id for node in classes for line in node.body if isinstance(line, ast.AnnAssign))}
 
 
 def _child_flags(tokens: list[str], known: list[str]) -> dict[str, list[str]]:

@@ -20,7 +20,7 @@ import struct
 import sys
 from pathlib import Path
 
-from src.cli import PARENT, die_with_parent
+from src.cli import die_with_parent, signal_group, tied_environment
 
 READY = b"ready"
 NUMBER = struct.Struct("i")  # on a child's pipe: its process id at the start, its exit code at the end
@@ -36,7 +36,9 @@ def main(connection: socket.socket, preload: str) -> None:
     gc.freeze()  # children do not copy pages by looking through what they never free
     connection.send(READY)
     if (command := _serve(connection)) is not None:
-        _run_script(command)
+        sys.argv = command[1:]
+        sys.path[0] = str(Path(command[1]).absolute().parent)
+        runpy.run_path(command[1], run_name="__main__")
 
 
 def _check_forkable() -> None:
@@ -60,7 +62,7 @@ def _serve(connection: socket.socket) -> list[str] | None:
             if fd != connection.fileno():  # a child has ended: end its group while nobody else can have its number
                 poll.unregister(fd)
                 pid, pipe = children.pop(fd)
-                _kill_group(pid)
+                signal_group(pid)
                 _tell(pipe, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
                 os.close(pipe)
                 os.close(fd)
@@ -68,9 +70,11 @@ def _serve(connection: socket.socket) -> list[str] | None:
             message, fds, _, _ = socket.recv_fds(connection, 1 << 20, 3)
             if not message:
                 for pid, _ in children.values():
-                    _kill_group(pid)
+                    signal_group(pid)
                 return None
             log, pipe, *claim = fds
+            request = json.loads(message)
+            environment = tied_environment(request["env"])
             pid = os.fork()
             if pid == 0:
                 connection.close()
@@ -78,7 +82,8 @@ def _serve(connection: socket.socket) -> list[str] | None:
                     os.close(other)
                     os.close(its_pipe)
                 os.close(pipe)
-                return _become_child(json.loads(message), log)
+                _become_child(environment, log)
+                return request["command"]
             os.setpgid(pid, pid)  # here and in the child: whoever is first
             for fd in (log, *claim):
                 os.close(fd)
@@ -88,7 +93,7 @@ def _serve(connection: socket.socket) -> list[str] | None:
             _tell(pipe, pid)
 
 
-def _become_child(request: dict, log: int) -> list[str]:
+def _become_child(environment: dict[str, str], log: int) -> None:
     """Be like a fresh process: own group, streams, environment, signals and random numbers."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -98,24 +103,10 @@ def _become_child(request: dict, log: int) -> list[str]:
     os.close(log)
     os.close(null)
     os.environ.clear()
-    os.environ.update(request["env"])
-    os.environ[PARENT] = str(os.getppid())
+    os.environ.update(environment)
     random.seed()
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
-    return request["command"]
-
-
-def _run_script(command: list[str]) -> None:
-    script = command[1]
-    sys.argv = command[1:]
-    sys.path[0] = str(Path(script).absolute().parent)
-    runpy.run_path(script, run_name="__main__")
-
-
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
 
 
 def _tell(pipe: int, number: int) -> None:

@@ -3,7 +3,7 @@
     sampled_tasks/<task_set_name>.txt    the completed subsets, one a line: derived from done/
     sampled_tasks/<task_set_name>/
         mode           how subsets are claimed: flock or heartbeat
-        plan/0001      subsets drawn so far, one a line; each extension of the plan is one more file
+        plan/0001      subsets drawn so far, one a line; each further draw is one more file
         claims/<key>   who trains the subset now (flock), or claims/<key>.<n>, the n-th claim (heartbeat)
         done/<key>     the subset, its settings in words, its log: the truth about what is completed
         failed/<key>   the attempts, each with reason and log
@@ -31,6 +31,7 @@ import time
 from pathlib import Path
 
 from src.cli import InputError
+from src.files import sync_folder, whole_temporary, write_whole
 
 MODES = ("flock", "heartbeat")
 RENEW_EVERY = 30.0  # seconds
@@ -77,20 +78,16 @@ class Ledger:
                              f"must claim the same way. To change: end them, then delete {ledger.folder / 'mode'}")
         return ledger
 
-    # ---- plan ------------------------------------------------------------------------------------------------------
+    def drawn(self) -> tuple[list[str], int]:
+        """Lines of the subsets drawn so far, and in how many draws."""
+        draws = _names(self.folder / "plan")
+        return [line for name in draws for line in (self.folder / "plan" / name).read_text().splitlines()
+                if not line.startswith("#")], len(draws)
 
-    def plan(self) -> tuple[list[str], int]:
-        """Lines of the plan, and how many extensions it has."""
-        extensions = _names(self.folder / "plan")
-        return [line for name in extensions for line in (self.folder / "plan" / name).read_text().splitlines()
-                if not line.startswith("#")], len(extensions)
-
-    def extend_plan(self, extensions: int, lines: list[str], comment: str) -> bool:
-        """Add lines after the given number of extensions; False where another process was first: read again."""
+    def add_draw(self, draws: int, lines: list[str], comment: str) -> bool:
+        """Add lines after the given number of draws; False where another process was first: read again."""
         text = "".join(f"{line}\n" for line in [f"# {comment}", *lines])
-        return self._publish(self.folder / "plan" / f"{extensions + 1:04}", text)
-
-    # ---- claims ----------------------------------------------------------------------------------------------------
+        return self._publish(self.folder / "plan" / f"{draws + 1:04}", text)
 
     def claim(self, key: str, words: str) -> "Claim | None":
         """Claim a subset; None where it is done or somebody else's."""
@@ -103,8 +100,6 @@ class Ledger:
 
     def is_claimed(self, key: str) -> bool:
         return (FlockClaim if self.mode == "flock" else HeartbeatClaim).exists(self, key)
-
-    # ---- outcomes --------------------------------------------------------------------------------------------------
 
     def is_done(self, key: str) -> bool:
         return (self.folder / "done" / key).exists()
@@ -128,7 +123,7 @@ class Ledger:
         written = None
         while (number := len(self.done())) != written:
             lines = dict.fromkeys(record["subset"] for record in self._done.values())
-            self._replace(self.text_file, "".join(f"{line}\n" for line in lines))
+            write_whole(self.text_file, "".join(f"{line}\n" for line in lines), sync_name=True)
             written = number
 
     def attempts(self, key: str) -> list[dict]:
@@ -142,45 +137,25 @@ class Ledger:
         """Record a failed attempt; only the holder of the claim may. Returns the number of attempts."""
         attempts = self.attempts(key)
         attempts.append({"reason": reason, "log": log, "at": now(), "by": owner()})
-        self._replace(self.folder / "failed" / key, json.dumps({"subset": subset, "attempts": attempts}, indent=1))
+        write_whole(self.folder / "failed" / key, json.dumps({"subset": subset, "attempts": attempts}, indent=1),
+                    sync_name=True)
         return len(attempts)
 
     def forget_failures(self, key: str) -> None:
         (self.folder / "failed" / key).unlink(missing_ok=True)
 
-    # ---- files -----------------------------------------------------------------------------------------------------
-
-    def _write_temporary(self, path: Path, text: str) -> Path:
-        # random: a name used again after a crash could still be a link to a published file
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        return temporary
-
     def _publish(self, path: Path, text: str) -> bool:
         """Write a file that is not there yet, whole; False where it is there: the first wins."""
         if path.exists():
             return False
-        temporary = self._write_temporary(path, text)
-        try:
-            path.hardlink_to(temporary)
-            won = True
-        except FileExistsError:  # on NFS also when the link was made but the answer got lost
-            won = temporary.stat().st_nlink == 2
-        finally:
-            temporary.unlink()
-        _sync_folder(path.parent)
+        with whole_temporary(path, text) as temporary:
+            try:
+                path.hardlink_to(temporary)
+                won = True
+            except FileExistsError:  # on NFS also when the link was made but the answer got lost
+                won = temporary.stat().st_nlink == 2
+        sync_folder(path.parent)
         return won
-
-    def _replace(self, path: Path, text: str) -> None:
-        self._write_temporary(path, text).replace(path)
-        _sync_folder(path.parent)
 
     def server_time(self) -> float:
         """Now, by the clock that stamps the files."""
@@ -217,12 +192,11 @@ class FlockClaim(Claim):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.truncate(fd, 0)
             os.write(fd, words.encode())
-        except BlockingIOError:
+        except OSError as error:
             os.close(fd)
+            if not isinstance(error, BlockingIOError):
+                raise
             return None
-        except OSError:
-            os.close(fd)
-            raise
         return cls(fd)
 
     @staticmethod
@@ -250,35 +224,27 @@ class HeartbeatClaim(Claim):
     A stale claim is never removed, only superseded by the next number, so two processes cannot both take it over.
     """
 
-    def __init__(self, path: Path, following: Path):
-        self.path, self.following = path, following
+    def __init__(self, ledger: Ledger, key: str, number: int):
+        self.path, self.following = (ledger.folder / "claims" / f"{key}.{n}" for n in (number, number + 1))
         self.renewed = time.monotonic()
 
     @staticmethod
-    def _path(ledger: Ledger, key: str, number: int) -> Path:
-        return ledger.folder / "claims" / f"{key}.{number}"
-
-    @classmethod
-    def _next(cls, ledger: Ledger, key: str) -> int:
-        return next(n for n in itertools.count(1) if not cls._path(ledger, key, n).exists())
-
-    @classmethod
-    def _fresh(cls, ledger: Ledger, path: Path) -> bool:
-        stamp = path.stat().st_mtime
-        return stamp > 0 and ledger.server_time() - stamp < STALE_AFTER
+    def _newest(ledger: Ledger, key: str) -> tuple[int, bool]:
+        """Number of the newest claim, 0 where there is none, and whether it is fresh."""
+        claims = ledger.folder / "claims"
+        number = next(n for n in itertools.count() if not (claims / f"{key}.{n + 1}").exists())
+        stamp = (claims / f"{key}.{number}").stat().st_mtime if number else 0
+        return number, stamp > 0 and ledger.server_time() - stamp < STALE_AFTER
 
     @classmethod
     def make(cls, ledger: Ledger, key: str, words: str) -> "HeartbeatClaim | None":
-        number = cls._next(ledger, key)
-        path = cls._path(ledger, key, number)
-        if number > 1 and cls._fresh(ledger, cls._path(ledger, key, number - 1)):
-            return None
-        return cls(path, cls._path(ledger, key, number + 1)) if ledger._publish(path, words) else None
+        number, is_fresh = cls._newest(ledger, key)
+        claim = cls(ledger, key, number + 1)
+        return claim if not is_fresh and ledger._publish(claim.path, words) else None
 
     @classmethod
     def exists(cls, ledger: Ledger, key: str) -> bool:
-        number = cls._next(ledger, key)
-        return number > 1 and cls._fresh(ledger, cls._path(ledger, key, number - 1))
+        return cls._newest(ledger, key)[1]
 
     def renew(self) -> bool:
         if time.monotonic() - self.renewed >= RENEW_EVERY:
@@ -297,11 +263,3 @@ def _names(folder: Path) -> list[str]:
         return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except FileNotFoundError:
         return []
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -13,6 +13,6 @@ import transformers.models.t5.modeling_t5
 import transformers.pipelines
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-import src.training.experiment
+import src.training.run
 
 get_checkpoint_conversion_mapping("t5")  # compiles a thousand patterns, once in a process

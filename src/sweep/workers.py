@@ -4,13 +4,16 @@ A worker is the very same command with `--launcher local`: what keeps workers ap
 SLURM and Ray workers may share one task set.
 """
 
+import argparse
 import os
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from src.cli import PARENT, InputError, warn
+from src.sweep.ledger import Ledger
 
 SLURM_SCRIPT = """\
 #!/bin/bash
@@ -33,13 +36,28 @@ wait $worker
 """
 
 
-def submit_slurm(command: list[str], workers: int, log: Path, options: dict[str, str | None], requeue: bool) -> str:
+def launch(args: argparse.Namespace, ledger: Ledger) -> int:
+    """Have the same command run by workers elsewhere; return the exit code."""
+    split = args.command_line.index("--") if "--" in args.command_line else len(args.command_line)
+    on_gpu = args.device != ["cpu"]
+    command = [sys.executable, sys.argv[0], *args.command_line[:split], "--launcher", "local", "--ledger", ledger.mode,
+               "--device", "all" if on_gpu else "cpu", "--retry_failed", "False", *args.command_line[split:]]
+    if args.launcher == "ray":
+        return run_ray(command, args.workers, on_gpu)
+    log = ledger.folder.absolute() / "logs" / "slurm-%A_%a.log"
+    job = submit_slurm(command, args, log)
+    print(f"SLURM job {job}: {args.workers} workers, logs {log}; --status shows how far they are")
+    return 0
+
+
+def submit_slurm(command: list[str], args: argparse.Namespace, log: Path) -> str:
     """Submit an array of workers that run `command`; return the job's id."""
     if not shutil.which("sbatch"):
         raise InputError("--launcher slurm: there is no sbatch on this machine")
+    options = {"job-name": args.task_set_name, "partition": args.partition, "gres": args.gres, "time": args.time}
     lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
-    lines.append("#SBATCH --requeue" if requeue else "#SBATCH --no-requeue")
-    script = SLURM_SCRIPT.format(workers=workers, log=log, options="\n".join(lines), command=shlex.join(command))
+    lines.append("#SBATCH --requeue" if args.requeue else "#SBATCH --no-requeue")
+    script = SLURM_SCRIPT.format(workers=args.workers, log=log, options="\n".join(lines), command=shlex.join(command))
     result = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, text=True)
     if result.returncode:
         raise InputError(f"--launcher slurm: {result.stderr.strip()}")

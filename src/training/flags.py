@@ -1,14 +1,20 @@
 """Every flag of the training scripts, once: its unit, default and old spellings."""
 
+import dataclasses
+import math
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
 from src import DEFAULT_CACHE_DIR, DEFAULT_DATA_DIR, DEFAULT_TASK_DIR
 from src.cli import InputError, OneLineErrors, did_you_mean, warn
+from src.tasks.catalogue import expand_names, load_task
+from src.tasks.task import Item, instruction_items, task_items
 
 
 def flag(default, help: str):
@@ -35,7 +41,7 @@ class ModelArguments:
     train_prompt_tuning: bool = flag(False, "Train vectors put before the input only (prompt tuning).")
     num_virtual_tokens: int = flag(20, "Length of the trained prefix or prompt, in positions.")
 
-    def check(self) -> None:
+    def validate(self) -> None:
         chosen = [name for name in ("train_lora", "train_prefix", "train_prompt_tuning") if getattr(self, name)]
         if len(chosen) > 1:
             raise InputError(f"--{chosen[0]} and --{chosen[1]} exclude each other; give at most one")
@@ -68,12 +74,15 @@ class DataArguments:
         None, "Where the test split has no labels: test on the official validation split and validate on a seeded "
         "slice of the training split (default: with --do_predict only).")
 
-    def check(self) -> None:
+    def validate(self) -> None:
         for name in ("max_source_length", "max_target_length"):
             at_least(name, getattr(self, name), 1)
         if self.downsample is not None:
             at_least("downsample", self.downsample, 1)
         self.indices()
+
+    mixing: ClassVar[str] = "proportional"  # of one task's templates, which all have the same rows
+    mixing_temperature: ClassVar[float] = 1.0
 
     def indices(self) -> list[int]:
         """Template indices in the order given; raise InputError for what is no index or is given twice."""
@@ -97,6 +106,10 @@ class InstructionArguments(DataArguments):
 
     task_name: str = field(kw_only=True, metadata={"help": "The task: the name of a file in --task_dir."})
 
+    def items(self) -> list[Item]:
+        """One item per template."""
+        return instruction_items(load_task(self.task_name, self.task_dir), self.indices())
+
 
 @dataclass
 class MultitaskArguments(DataArguments):
@@ -109,8 +122,13 @@ class MultitaskArguments(DataArguments):
         "power 1 / mixing_temperature.")
     mixing_temperature: float = flag(2.0, "Temperature of --mixing temperature: 1 is proportional, large is equal.")
 
-    def check(self) -> None:
-        super().check()
+    def items(self) -> list[Item]:
+        """One item per task, each under the same template indices."""
+        names = expand_names(self.task_names, self.task_dir)
+        return task_items([load_task(name, self.task_dir) for name in names], self.indices())
+
+    def validate(self) -> None:
+        super().validate()
         if self.mixing_temperature <= 0:
             raise InputError(f"--mixing_temperature {self.mixing_temperature} must be above 0")
 
@@ -122,8 +140,13 @@ class ResultArguments:
     runs: int = flag(1, "Number of runs, with seeds --seed, --seed + 1, and so on.")
     save_name: str | None = flag(None, "Name of the results, <results_dir>/<save_name>/ (default: by task, model).")
     results_dir: str = flag("results", "Folder of all results.")
+    check: bool = flag(
+        False, "Only look at everything that can be known before a training, and print as JSON what would name it.")
+    save_predictions: bool = flag(
+        False, "Write what each evaluated row gave to runs/<run>.predictions.jsonl: template, input, prediction, "
+        "accepted answers, scores.")
 
-    def check(self) -> None:
+    def validate(self) -> None:
         at_least("runs", self.runs, 1)
 
 
@@ -137,6 +160,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     disable_tqdm: bool = flag(False, "No progress bars.")
     report_to: str = flag("none", "Where the trainer reports to: none, tensorboard, wandb, ...")
     save_total_limit: int | None = flag(1, "Checkpoints kept besides the best one.")
+    early_stopping_patience: int | None = flag(
+        None, "End the training after that many evaluations in a row without a better --metric_for_best_model.")
     # The filter would hide that the loss has become NaN, which must end the run.
     logging_nan_inf_filter: bool = flag(False, "Leave NaN losses out of the logged mean.")
 
@@ -157,24 +182,63 @@ class TrainingArguments(Seq2SeqTrainingArguments):
                 and min(self.eval_steps, self.save_steps) >= 1 and self.save_steps % self.eval_steps):
             raise InputError(f"--save_steps {self.save_steps:g} must be a multiple of --eval_steps {self.eval_steps:g} "
                              f"with --load_best_model_at_end, for example {self.eval_steps:g}")
+        if self.early_stopping_patience is not None:  # a run that goes on counts from where it was
+            self.restore_callback_states_from_checkpoint = True
         try:
             super().__post_init__()
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            raise InputError(" ".join(str(error).split())) from error
         # One process trains on one GPU, so that the batch size means what it says; torchrun takes more of them.
         self._n_gpu = min(self.n_gpu, 1)
 
-    def check(self) -> None:
+    def validate(self) -> None:
         if not (self.do_train or self.do_eval or self.do_predict):
             raise InputError("nothing to do: give --do_train, --do_eval or --do_predict")
         if not self.predict_with_generate and (self.do_eval or self.do_predict):
             raise InputError("--do_eval and --do_predict compare generated text: add --predict_with_generate")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             at_least(name, getattr(self, name), 1)
+        if self.early_stopping_patience is not None:
+            at_least("early_stopping_patience", self.early_stopping_patience, 1)
+            if self.eval_strategy == "no" or not self.metric_for_best_model:
+                raise InputError("--early_stopping_patience needs evaluations and a --metric_for_best_model: "
+                                 "add --eval_strategy steps and, for example, --load_best_model_at_end")
         if self.max_steps == 0 or self.max_steps < -1:
             raise InputError(f"--max_steps {self.max_steps} must be at least 1 (or -1: by --num_train_epochs)")
         if self.learning_rate < 0:
             raise InputError(f"--learning_rate {self.learning_rate} must not be negative")
+        if not 0 <= self.seed < 2**32 - 2**16:
+            raise InputError(f"--seed {self.seed} must be at least 0 and below {2**32 - 2**16}")
+        for name, only in (("batch_eval_metrics", False), ("eval_do_concat_batches", True),
+                           ("prediction_loss_only", False)):
+            if getattr(self, name) != only:
+                raise InputError(f"--{name} {not only}: evaluation scores whole sets at once; leave it {only}")
+        checkpoint = self.resume_from_checkpoint
+        if checkpoint and not Path(checkpoint, "trainer_state.json").is_file():
+            raise InputError(f"--resume_from_checkpoint {checkpoint}: no checkpoint there (a folder with "
+                             "trainer_state.json); without the flag a run goes on from its own last one")
+        check_reporters(self.report_to)
+
+
+def check_finite(group) -> None:
+    """Raise InputError for a number of a group of flags that is NaN or infinite."""
+    for item in dataclasses.fields(group):
+        value = getattr(group, item.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{item.name} {value} must be a finite number")
+
+
+def check_reporters(names: Iterable[str]) -> None:
+    """Raise InputError for a reporter of --report_to that is unknown or not installed."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as known
+
+    for name in names:
+        if name not in known:
+            raise InputError(f"--report_to {name}: {did_you_mean(name, [*known, 'none', 'all'])}")
+        try:
+            known[name]()
+        except Exception as error:  # whatever the reporter's library raises where it is missing
+            raise InputError(f"--report_to {name}: {str(error).partition(chr(10))[0]}") from error
 
 
 def at_least(name: str, value: float, least: float) -> None:
@@ -254,5 +318,6 @@ def parse(data_class: type[DataArguments], description: str, arguments: list[str
         hint = did_you_mean(unknown[0].partition("=")[0], known, shown=0) if unknown[0].startswith("--") else ""
         parser.error(f"unknown argument '{unknown[0]}' {hint.partition('(')[0]}".rstrip())
     for group in parsed:
-        group.check()
+        check_finite(group)
+        group.validate()
     return parsed

@@ -1,10 +1,13 @@
 """What is recorded of a run beside its scores: surroundings, commit, memory, log."""
 
 import contextlib
+import importlib.metadata
 import logging
+import platform
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,23 +20,33 @@ from src.training.flags import TrainingArguments
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "tokenizers", "numpy")
 
 
-def _commit() -> tuple[str, bool | None]:
+def commit() -> tuple[str, bool | None]:
     """Commit of this source tree and whether it has uncommitted changes; ("", None) outside a git checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True,
-                                check=True).stdout
+        revision, status = (subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
+                            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]))
     except (OSError, subprocess.CalledProcessError):
         return "", None
-    return commit, bool(status.strip())
+    return revision, bool(status)
 
 
-def _peak_memory_mb() -> float:
+def peak_memory_mb() -> float:
     """Peak memory in MiB: of the GPU's allocator where there is one, otherwise of the process."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+
+
+def describe(args: TrainingArguments) -> dict:
+    """Where and with what a run that begins is done: command, commit, time, host, device, versions."""
+    revision, dirty = commit()
+    return {
+        "command": sys.argv, "commit": revision, "dirty": dirty, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": platform.node(), "processes": args.world_size, "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else "cpu",
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
 
 
 def set_up_logging(args: TrainingArguments) -> None:
@@ -47,7 +60,7 @@ def set_up_logging(args: TrainingArguments) -> None:
 
 
 @contextlib.contextmanager
-def _log_file(path: Path, args: TrainingArguments) -> Iterator[None]:
+def log_file(path: Path, args: TrainingArguments) -> Iterator[None]:
     """Copy log lines to the run's log file meanwhile."""
     if args.process_index != 0:
         yield

@@ -1,20 +1,24 @@
 """The Seq2SeqTrainer wrapper: each item evaluated by itself, the best evaluated model kept."""
 
+import contextlib
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 import transformers
-from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer
+from transformers import GenerationConfig, Seq2SeqTrainer
 
 from src import metrics
 from src.training.flags import DataArguments, TrainingArguments
 from src.training.tokenised import Prepared
 
 log = logging.getLogger(__name__)
+# Of the model folder's generation settings evaluation takes these; a minimal length, say, would change every score.
+TAKEN = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id",
+         "forced_eos_token_id")
 EMPTY_EVALUATIONS = 3  # that many evaluations in a row of nothing but empty text end a run
 
 
@@ -39,26 +43,51 @@ class _Report(transformers.TrainerCallback):
             log.info("step %d/%d  %s", state.global_step, state.max_steps, text)
 
 
+class Collator:
+    """Pads the rows of a batch: inputs and targets each to their longest, or to lengths of their own.
+
+    Args:
+        model: gives the decoder's inputs from the labels.
+        lengths: (input, target) tokens to pad to, None for the longest of the batch.
+        multiple: pads to a multiple of so many tokens.
+    """
+
+    def __init__(self, tokenizer, model, lengths: tuple[int, int] | None = None, multiple: int = 1):
+        self.tokenizer, self.model, self.lengths, self.multiple = tokenizer, model, lengths, multiple
+
+    def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+        inputs, labels = ([row[name] for row in rows] for name in ("input_ids", "labels"))
+        widths = self.lengths or [-(-max(map(len, side)) // self.multiple) * self.multiple
+                                  for side in (inputs, labels)]
+        batch = self.tokenizer.pad({"input_ids": inputs}, padding="max_length", max_length=widths[0],
+                                   return_tensors="pt")
+        batch["labels"] = torch.tensor([[*ids, *[-100] * (widths[1] - len(ids))] for ids in labels])
+        batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        return batch
+
+
 class Trainer(Seq2SeqTrainer):
     """Seq2SeqTrainer that evaluates each item by itself and keeps the best *evaluated* model.
 
     Args:
         eval_items: item name -> its evaluation sets, one per template; an item's metric is the mean over them.
         data_args: lengths and padding.
+        keep_predictions: collect what each row of the last evaluation gave in `predictions`.
 
     `evaluate` gives, for each template `rte_0` and each item: `eval_rte_0_exact_match`, `eval_rte_0_loss`, ...; and
     for each metric its mean over the items that have it: `eval_exact_match`.
     """
 
     def __init__(self, model, tokenizer, args: TrainingArguments, data_args: DataArguments,
-                 train_dataset=None, eval_items: dict[str, Sequence[Prepared]] | None = None):
+                 train_dataset=None, eval_items: dict[str, Sequence[Prepared]] | None = None,
+                 keep_predictions: bool = False):
         fixed = data_args.pad_to_max_length and args.torch_compile
-        collator = DataCollatorForSeq2Seq(
-            tokenizer, model=model, padding="max_length" if fixed else "longest",
-            max_length=data_args.max_source_length if fixed else None,
-            pad_to_multiple_of=8 if args.fp16 or args.bf16 else None)
+        collator = Collator(tokenizer, model, (data_args.max_source_length, data_args.max_target_length) if fixed
+                            else None, multiple=8 if args.fp16 or args.bf16 else 1)
+        patience = args.early_stopping_patience
+        callbacks = [_Report()] + ([transformers.EarlyStoppingCallback(patience)] if patience else [])
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_items or {},
-                         data_collator=collator, processing_class=tokenizer, callbacks=[_Report()])
+                         data_collator=collator, processing_class=tokenizer, callbacks=callbacks)
         for module in model.modules():  # T5's encoder and decoder hold copies of the config that Trainer sets this in
             if hasattr(module, "config") and hasattr(module.config, "use_cache"):
                 module.config.use_cache = args.use_cache  # training fills no cache; generation asks for its own
@@ -66,16 +95,22 @@ class Trainer(Seq2SeqTrainer):
         self.generation_cap = args.generation_max_length or data_args.max_target_length
         self.max_source_length = data_args.max_source_length
         self._empty_evaluations = 0
+        self._gen_kwargs: dict = {}  # of the evaluation set at hand
+        self.keep_predictions, self.predictions = keep_predictions, []
+        parts = (model, model.get_base_model()) if hasattr(model, "peft_config") else (model,)
+        self.generating = [part for part in parts if getattr(part, "generation_config", None) is not None]
+        self._say_what_is_not_taken()
 
     def evaluate(self, eval_dataset: dict[str, Sequence[Prepared]] | None = None, ignore_keys=None,
                  metric_key_prefix: str = "eval") -> dict[str, float]:
         """Generate for every evaluation set and score it; see the class for the keys of the result."""
         items = self.eval_dataset if eval_dataset is None else eval_dataset
         result, by_item, empty = {}, {}, True
+        self.predictions.clear()
         for item, sets in items.items():
             scores = []
             for prepared in sets:
-                scores.append(self._evaluate_set(prepared))
+                scores.append(self._evaluate_set(prepared, item))
                 empty = empty and scores[-1].pop("empty")
                 result |= _prefixed(f"{metric_key_prefix}_{prepared.template.item}", scores[-1])
             by_item[item] = _means(scores)
@@ -91,15 +126,38 @@ class Trainer(Seq2SeqTrainer):
                     f"{self.state.global_step}); with --fp16 use --bf16 True or float32, else lower --learning_rate")
         return result
 
-    def _evaluate_set(self, prepared: Prepared) -> dict[str, float]:
+    def _evaluate_set(self, prepared: Prepared, item: str) -> dict[str, float]:
         self._gen_kwargs = {"max_length": prepared.generation_length(self.generation_cap), "use_cache": True,
                             "num_beams": self.args.generation_num_beams or 1, "do_sample": False}
-        self.compute_metrics = partial(self._score, prepared)
+        self.compute_metrics = partial(self._score, prepared, item)
         self.gather_function = self.accelerator.gather
         loader = self._evaluation_loader(prepared)
-        output = self.evaluation_loop(loader, prepared.template.item, prediction_loss_only=False, metric_key_prefix="x")
+        with self._own_generation():
+            output = self.evaluation_loop(loader, prepared.template.item, prediction_loss_only=False,
+                                          metric_key_prefix="x")
         return {name.removeprefix("x_"): value for name, value in output.metrics.items()
                 if name != "x_model_preparation_time"}
+
+    @contextlib.contextmanager
+    def _own_generation(self) -> Iterator[None]:
+        """Generate by the model's special tokens alone, whatever else its generation settings say."""
+        before = [part.generation_config for part in self.generating]
+        for part, config in zip(self.generating, before, strict=True):
+            part.generation_config = GenerationConfig(**{name: getattr(config, name) for name in TAKEN})
+        try:
+            yield
+        finally:
+            for part, config in zip(self.generating, before, strict=True):
+                part.generation_config = config
+
+    def _say_what_is_not_taken(self) -> None:
+        settings = {name: value for part in self.generating
+                    for name, value in part.generation_config.to_diff_dict().items()}
+        found = {name: value for name, value in settings.items()
+                 if value and name not in (*TAKEN, "transformers_version", "use_cache") and not name.startswith("_")}
+        if found:
+            log.info("evaluation generates by settings of its own, not by those of the model folder: %s",
+                     ", ".join(f"{name} {value}" for name, value in sorted(found.items())))
 
     def _evaluation_loader(self, prepared: Prepared):
         """Batches of rows of like length: as many as take no more room than --per_device_eval_batch_size longest rows.
@@ -140,19 +198,37 @@ class Trainer(Seq2SeqTrainer):
                                                  reduction="none")
         return None, generated, torch.stack([loss.sum(1), (labels != -100).sum(1).to(loss.dtype)], dim=1)
 
-    def _score(self, prepared: Prepared, output: transformers.EvalPrediction) -> dict[str, float]:
+    def _score(self, prepared: Prepared, item: str, output: transformers.EvalPrediction) -> dict[str, float]:
         count = len(prepared.dataset)  # several processes fill the last batch up with repeated rows
         pad = self.processing_class.pad_token_id
         generated = np.where(output.predictions[:count] == -100, pad, output.predictions[:count])
         texts = [t.strip() for t in self.processing_class.batch_decode(generated, skip_special_tokens=True)]
         nll, tokens = output.label_ids[:count].sum(axis=0)
-        return metrics.compute(prepared.metrics, texts, prepared.dataset["references"],
-                               () if isinstance(prepared.template.answer_choices, str)
-                               else prepared.template.answer_choices) | {
+        choices = () if isinstance(prepared.template.answer_choices, str) else prepared.template.answer_choices
+        if self.keep_predictions:
+            self._keep(prepared, item, texts, output.label_ids[:count], choices)
+        return metrics.compute(prepared.metrics, texts, prepared.dataset["references"], choices) | {
             "loss": float(nll / tokens),
             "gen_len": float((generated[:, 1:] != pad).sum(axis=1).mean()),  # the start token is not counted
             "empty": not any(texts),
         }
+
+    def _keep(self, prepared: Prepared, item: str, texts: list[str], losses: np.ndarray, choices: metrics.Choices):
+        inputs = self.processing_class.batch_decode(prepared.dataset["input_ids"][:], skip_special_tokens=True)
+        for source, text, references, (nll, tokens) in zip(
+                inputs, texts, prepared.dataset["references"], losses, strict=True):
+            scores = metrics.of_row(prepared.metrics, text, references, choices) | {"loss": float(nll / tokens)}
+            self.predictions.append({
+                "item": item, "template": prepared.template.item, "input": source, "prediction": text,
+                "references": list(references), "scores": {name: round(value, 6) for name, value in scores.items()}})
+
+    def take_up(self, checkpoint: str) -> None:
+        """Be as after the training that ended in `checkpoint`: its state and, where asked for, the best model."""
+        self.state = transformers.trainer_callback.TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
+        self._load_from_checkpoint(checkpoint)
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best and best != checkpoint:
+            self._load_best_model()
 
     def _issue_warnings_after_load(self, load_result):
         # Tied weights are stored once, under one of their names; the others are not missing.

@@ -1,0 +1,237 @@
+"""Do an experiment: for each seed train, from start or from the last checkpoint, evaluate every item, record."""
+
+import csv
+import gc
+import json
+import logging
+import shutil
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import transformers
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import get_last_checkpoint
+
+from src.cli import print_table, warn
+from src.files import write_whole
+from src.identity import short_hash
+from src.names import MAX_NAME, check_name, natural_order
+from src.results import Results
+from src.tasks.task import Item
+from src.training.check import check_and_describe
+from src.training.experiment import Data, Experiment, report_data
+from src.training.flags import TrainingArguments
+from src.training.record import describe, log_file, peak_memory_mb, set_up_logging
+from src.training.tokenised import mix
+from src.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+OPTIMIZER = ("optimizer", "global_step")  # its state in a checkpoint, of torch and of DeepSpeed
+ROLES = {"validation": "valid", "test": "test"}  # role of the rows -> name of the split in the results
+
+
+def run_experiment(experiment: Experiment) -> int:
+    """Train and evaluate the items together, once for each seed, and write the results.
+
+    Returns:
+        0, or 1 where a run failed (recorded as such; the other runs are done all the same).
+
+    Raises:
+        InputError: bad input, found before a model is loaded and a result is written.
+    """
+    args = experiment.training
+    set_up_logging(args)
+    gc.collect()
+    gc.freeze()  # the imported libraries' objects need no further looking through: a quarter of a short run
+    if experiment.result.check:
+        return check_and_describe(experiment)
+    experiment.check()
+    if experiment.data.pad_to_max_length and not args.torch_compile:
+        log.info("--pad_to_max_length: padding each batch to its longest row instead (the loss is the same, the cost a "
+                 "fraction); --torch_compile honours it")
+    completed = True
+    for seed in experiment.seeds:
+        of_seed = experiment.of_seed(seed)
+        selections = of_seed.selections()
+        data = of_seed.rows(selections)
+        if seed == args.seed:
+            report_data(data)
+        run = Run(of_seed, of_seed.content(selections))
+        completed &= run.execute(data)
+    if args.process_index == 0:
+        _print_results(experiment.results, run)
+    return 0 if completed else 1
+
+
+class Run:
+    """One training with one seed, and its rows and record. Its checkpoints are in `args.output_dir`, its own folder."""
+
+    def __init__(self, experiment: Experiment, content: dict[str, str]):
+        """`content` is that of `experiment.content`: a hash of each item."""
+        self.experiment, self.results, self.args = experiment, experiment.results, experiment.training
+        self.content = content
+        self.trained_on = " ".join(sorted(experiment.names, key=natural_order)) if self.args.do_train else "none"
+        self.trained_hash = short_hash(sorted(content.items())) if self.args.do_train else ""
+        name = self.args.run_name or (f"{self.results.save_name[:MAX_NAME // 2]}-"
+                                      f"{short_hash([experiment.config_hash, sorted(content.items())])}")
+        check_name("--run_name", name)
+        self.run_id = f"{name}-s{self.args.seed}"
+        self.args.output_dir = str(Path(self.args.output_dir) / self.run_id)
+        self.predictions: list[dict] = []  # of the last evaluations, with --save_predictions
+
+    def execute(self, data: Data) -> bool:
+        """Do the run; return whether it is completed. A failure is recorded, with its traceback in the log."""
+        args, results = self.args, self.results
+        with args.main_process_first(desc="results", local=False):
+            if args.overwrite_output_dir and args.process_index == 0:
+                shutil.rmtree(args.output_dir, ignore_errors=True)
+            elif results.is_completed(self.run_id) and not args.overwrite_output_dir:
+                log.info("%s is completed already; --overwrite_output_dir does it again", self.run_id)
+                return True
+        record = self.describe(data)
+        self._write_record(record)
+        start, cpu = time.time(), time.process_time()
+        with log_file(results.part(self.run_id, "log"), args):
+            log.info("%s: seed %d, trained on %s", self.run_id, args.seed, self.trained_on)
+            try:
+                scores, record["training"] = self._train_and_evaluate(data)
+                values = list(self._values(scores, data))
+                status = "completed"
+            except KeyboardInterrupt:
+                self._write_record(record | {"status": "interrupted", "seconds": round(time.time() - start, 2)})
+                raise
+            except Exception as error:
+                log.error("%s failed: %s: %s", self.run_id, type(error).__name__, error)
+                logging.getLogger("file").error(traceback.format_exc())
+                scores, status, record["error"] = {}, "failed", f"{type(error).__name__}: {error}"
+                values = list(self._values({}, data))
+        record |= {"status": status, "seconds": round(time.time() - start, 2),
+                   "cpu_seconds": round(time.process_time() - cpu, 2), "peak_memory_mb": peak_memory_mb(),
+                   "scores": scores}
+        if args.process_index == 0:
+            if self.predictions:
+                write_whole(results.part(self.run_id, "predictions.jsonl"), "".join(
+                    json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions))
+            results.write_run(self.run_id, [self.row(item, record) | {
+                "split": split, "metric": metric, "value": value, "n_examples": count}
+                for split, item, metric, value, count in values], record)
+        return status == "completed"
+
+    def _train_and_evaluate(self, data: Data) -> tuple[dict[str, dict[str, float]], dict]:
+        args, data_args = self.args, self.experiment.data
+        transformers.set_seed(args.seed)
+        model = self.experiment.load_model()
+        train_rows = None
+        if args.do_train:
+            entries = [entry for of_item in data["train"].values() for entry in of_item]
+            train_rows = mix(entries, data_args.mixing, data_args.mixing_temperature, args.seed)
+        trainer = Trainer(model, self.experiment.tokenizer, args, data_args, train_rows, data.get("validation"),
+                          self.experiment.result.save_predictions)
+        training = {"trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+        if args.do_train:
+            checkpoint = last_checkpoint(args) or args.resume_from_checkpoint
+            if checkpoint and is_at_its_end(checkpoint, args):
+                log.info("training is at its end in %s, evaluating", checkpoint)
+                trainer.take_up(checkpoint)
+                training["loss"] = None
+            else:
+                if checkpoint:
+                    log.info("going on from %s", checkpoint)
+                training["loss"] = trainer.train(resume_from_checkpoint=checkpoint).training_loss
+            training |= {"steps": trainer.state.global_step, "resumed_from": checkpoint,
+                         "best_step": trainer.state.best_global_step, "best_metric": trainer.state.best_metric,
+                         "log": trainer.state.log_history}
+        if trainer.state.best_global_step and args.load_best_model_at_end:
+            log.info("evaluating the best model, that of step %d", trainer.state.best_global_step)
+        scores = {}
+        for role, sets in data.items():
+            if role in ROLES:
+                scores[ROLES[role]] = trainer.evaluate(sets)
+                self.predictions += [{"split": ROLES[role], **row} for row in trainer.predictions]
+        return scores, training
+
+    def _values(self, scores, data: Data) -> Iterator[tuple]:
+        """(split, item, metric, value, number of rows) of each result; one without metric per item of a failed run."""
+        for role, sets in data.items():
+            if role not in ROLES:
+                continue
+            split = ROLES[role]
+            for item in self.experiment.items:
+                count = sum(len(entry.dataset) for entry in sets[item.name])
+                if split not in scores:
+                    yield split, item, "", "", count
+                    continue
+                for metric in item.metrics:
+                    yield split, item, metric, round(scores[split][f"eval_{item.name}_{metric}"], 6), count
+
+    def row(self, item: Item, record: dict) -> dict:
+        """The columns of a result that the run, its record and the item decide."""
+        return {"run_id": self.run_id, "status": record["status"], "seed": self.args.seed, "item": item.name,
+                "template": " ".join(t.name for t in item.templates),
+                "template_hash": " ".join(t.hash for t in item.templates),
+                "content_hash": self.content[item.name], "trained_on": self.trained_on,
+                "trained_hash": self.trained_hash,
+                "model": self.experiment.model.model_name_or_path, "steps": record.get("training", {}).get("steps", ""),
+                "seconds": record.get("seconds", ""), "commit": record["commit"],
+                "config_hash": self.experiment.config_hash}
+
+    def describe(self, data: Data) -> dict:
+        """The record of a run that begins: settings, versions, device, commit, rows."""
+        return {"run_id": self.run_id, "status": "running", "seed": self.args.seed, "trained_on": self.trained_on,
+                "config_hash": self.experiment.config_hash} | describe(self.args) | {
+            "data": {role: {item: {"source": entries[0].source, **{entry.template.item: entry.counts
+                                                                   for entry in entries}}
+                            for item, entries in by_item.items()} for role, by_item in data.items()},
+            "arguments": self.experiment.settings()}
+
+    def _write_record(self, record: dict) -> None:
+        if self.args.process_index == 0:
+            self.results.write_record(self.run_id, record)
+
+
+def last_checkpoint(args: TrainingArguments) -> str | None:
+    """The newest whole checkpoint that training can go on from, or that is at its end.
+
+    One that was being written when the process died is removed. One without the optimizer's state (--save_only_model)
+    would go on with another training than the one that was broken off: the run starts afresh then, and says so.
+    """
+    while Path(args.output_dir).is_dir() and (checkpoint := get_last_checkpoint(args.output_dir)):
+        if (Path(checkpoint) / "trainer_state.json").exists():  # written last
+            has_optimizer = any(path.name.startswith(OPTIMIZER) for path in Path(checkpoint).iterdir())
+            if has_optimizer or is_at_its_end(checkpoint, args):
+                return checkpoint
+            warn(f"{checkpoint} holds no optimizer state, so training starts afresh")
+            return None
+        with args.main_process_first(local=False):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    return None
+
+
+def is_at_its_end(checkpoint: str, args: TrainingArguments) -> bool:
+    """Whether training was over, by its steps or by --early_stopping_patience, when the checkpoint was written."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    stopping = state.stateful_callbacks.get("EarlyStoppingCallback", {})
+    waited = stopping.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    return state.global_step >= state.max_steps or bool(
+        args.early_stopping_patience and waited >= args.early_stopping_patience)
+
+
+def _print_results(results: Results, run: Run) -> None:
+    """Print the lines of the CSV files that are the run's, means over its seeds, and where the files are."""
+    for split in ROLES.values():
+        path = results.summary_csv(split)
+        if not path.exists():
+            continue
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file)
+                    if (row["config_hash"], row["Trained on"]) == (run.experiment.config_hash, run.trained_on)]
+        metrics = [name for name in (rows[0] if rows else {}) if name.startswith("eval_")
+                   and not name.endswith("_std") and any(row[name] for row in rows)]
+        cells = [[row["Task"], *(row[m] and f"{float(row[m]):.4f}" + (row[m + "_std"] and (
+            f" ± {float(row[m + '_std']):.4f}")) for m in metrics)] for row in rows]
+        print(f"\n{split}, mean over {rows[0]['runs'] if rows else 0} run(s), trained on: {run.trained_on}")
+        print_table(["Task", *metrics], cells, box=None, pad_edge=False)
+        print(path)
+    print(f"\nall runs: {results.runs_csv}\nrecords and logs: {results.folder / 'runs'}/")
