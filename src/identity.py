@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from src.files import write_whole
@@ -85,25 +85,3 @@ def _file_hash(path: Path, cache_dir: Path) -> str:
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_whole(kept, found)
         return found
-
-
-def settings_of(child: dict[str, list[str]]) -> dict[str, str]:
-    """The children's flags that change a result, in words; numbers in one spelling (5e-5 is 5e-05)."""
-    def spell(value: str) -> str:
-        try:
-            return f"{float(value)!r}".removesuffix(".0")
-        except ValueError:
-            return value
-
-    return {name: " ".join(map(spell, values)) or "True" for name, values in sorted(child.items())
-            if name not in WITHOUT_EFFECT}
-
-
-def joint_hash(hashes: Iterable[str]) -> str:
-    """One content hash of an item from those of its templates."""
-    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:8]
-
-
-def subset_key(settings: Mapping[str, str], members: Sequence[tuple[str, str]]) -> str:
-    """Name of a subset of a sweep, a hash of all that changes its result: settings, members with content hashes."""
-    return short_hash([settings, members], 16)

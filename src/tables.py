@@ -4,7 +4,8 @@ A table that has a column `Trained on` has a row per item (column `Task` or `ite
 metric has a column eval_<metric> (beside it perhaps eval_<metric>_std), and *long* where the columns `metric` and
 `value` (perhaps `std`) hold one score a row. Columns of both, where they are there: `runs` or `seeds` (how many are
 behind a mean), `seed` (of a single run), `split`, `config_hash`. Others say nothing of scores. Else it is *square*: a
-row for each item, named in the first column, and a column for each item it was trained with.
+row for each item, named in the first column, and a column for each item it was trained with, or transferred from: of
+these there may then be others.
 """
 
 import ast
@@ -228,13 +229,13 @@ def _metric_columns(path: Path, header: list[str], metrics: tuple[str, ...]) -> 
 
 def _square(path: Path, header: list[str], rows: list[dict[str, Cell]], how: Reading) -> Iterable[Score]:
     """The scores of a square table: the row's item alone, and with the column's (or, as transfer, after it alone)."""
-    first, names = header[0], [row[header[0]].text for row in rows]
+    first, names, transfer = header[0], [row[header[0]].text for row in rows], how.square_as == "transfer"
     for row in rows:
-        if row[first].text not in header[1:]:
+        if row[first].text not in header[1:] and not transfer:  # what is transferred from need not be a target
             raise row[first].error(f"not in line 1, {did_you_mean(row[first].text, header[1:])}; {FORMS}")
         if names.count(row[first].text) > 1:
             raise row[first].error("this item has another row")
-    for name in set(header[1:]) - set(names):
+    for name in () if transfer else sorted(set(header[1:]) - set(names)):
         raise InputError(f"{path}, line 1: '{name}' has no row, {did_you_mean(name, names)}; {FORMS}")
     here = [row[first].item(how.task) for row in rows]
     there = [Cell(path, 1, name, name).item(how.task) for name in header[1:]]
@@ -242,7 +243,7 @@ def _square(path: Path, header: list[str], rows: list[dict[str, Cell]], how: Rea
         raise InputError(f"{path}: a square table does not say which metric it holds; one --metric NAME says it")
     for item, row in zip(here, rows, strict=True):
         for other, column in zip(there, header[1:], strict=True):
-            alone = item == other or how.square_as == "transfer"
+            alone = item == other or transfer
             trained_on = other if alone else " ".join(sorted((item, other), key=natural_order))
             if (value := row[column].number()) != "":
                 yield Score(row[column].line, item, trained_on, how.split, how.metrics[0], value)

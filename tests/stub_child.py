@@ -7,7 +7,9 @@ With `--behave_only A`, only where A is among the tasks.
 
 import argparse
 import fcntl
+import json
 import os
+import re
 import signal
 import sys
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from src.cli import die_with_parent
+from src.identity import WITHOUT_EFFECT
 from src.results import COLUMNS, Results
 
 die_with_parent()
@@ -22,11 +25,26 @@ parser = argparse.ArgumentParser(allow_abbrev=False)
 parser.add_argument("--task_names", nargs="+")
 parser.add_argument("--behave", default="well")
 parser.add_argument("--behave_only")
-for name in ("run_name", "save_name", "results_dir", "output_dir"):
+parser.add_argument("--check")
+parser.add_argument("--run_name")
+for name in ("save_name", "results_dir", "output_dir"):
     parser.add_argument(f"--{name}", required=True)
 for name in ("seed", "runs"):
     parser.add_argument(f"--{name}", type=int, required=True)
-args, _ = parser.parse_known_args()
+args, others = parser.parse_known_args()
+if args.check:
+    settings = {}
+    for word in others:
+        if word.startswith("--"):
+            name = word[2:]
+            if name == "nonsense":
+                print("error: unknown argument '--nonsense'", file=sys.stderr)
+                sys.exit(2)
+        elif name not in WITHOUT_EFFECT:
+            settings[name] = float(word) if re.fullmatch(r"[\d.e-]+", word) else word
+    print("checked: " + json.dumps({"settings": settings, "config_hash": "hash", "metrics": {
+        name: ["exact_match"] for name in args.task_names}, "content": dict.fromkeys(args.task_names, "hash")}))
+    sys.exit(0)
 behave = args.behave if args.behave_only in (None, *args.task_names) else "well"
 
 

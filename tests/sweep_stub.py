@@ -5,7 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from src.cli import run_as_script
-from src.sweep import flags, ledger
+from src.subsets import subset
+from src.sweep import ledger
 from src.sweep.agenda import Items
 from src.sweep.flags import parse, sweep_parser
 from src.sweep.run import run_sweep
@@ -17,12 +18,10 @@ def main() -> int:
     parser = sweep_parser(__doc__, CHILD)
     parser.add_argument("number", type=int)
     parser.add_argument("--stale_after", type=float, default=ledger.STALE_AFTER)
-    known = flags.flags_of_children() | {"behave", "behave_only"}
-    flags.flags_of_children = lambda: known
     args = parse(parser)
     ledger.STALE_AFTER, ledger.RENEW_EVERY = args.stale_after, args.stale_after / 20
-    hashes = {chr(ord("a") + index) if args.number <= 26 else f"t{index}": "hash" for index in range(args.number)}
-    return run_sweep(args, Items(hashes, lambda members: ["--task_names", *members], preload="src.results"))
+    names = subset(chr(ord("a") + index) if args.number <= 26 else f"t{index}" for index in range(args.number))
+    return run_sweep(args, Items(names, lambda members: ["--task_names", *members], preload="src.results"))
 
 
 if __name__ == "__main__":

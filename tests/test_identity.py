@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from src.identity import CHOICE_OF_MODEL, WITHOUT_EFFECT, model_content
-from src.training.check import last_answer
+from src.training.check import ANSWER
 from src.training.flags import (
     InstructionArguments,
     ModelArguments,
@@ -52,7 +52,8 @@ def test_every_flag_stands_in_one_list():
 def checked(scratch, capsys, *extra) -> dict:
     capsys.readouterr()
     assert scratch.run("train_multitask.py", *FLAGS, *extra) == 0
-    return last_answer(capsys.readouterr().out)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(ANSWER))
+    return json.loads(line.removeprefix(ANSWER))
 
 
 @pytest.mark.parametrize("extra", [

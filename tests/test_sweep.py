@@ -1,6 +1,7 @@
 """Sweeps of stub children (tests/stub_child.py), as processes: what is recorded, what is left running, what is said."""
 
 import contextlib
+import csv
 import json
 import os
 import random
@@ -59,9 +60,9 @@ def trace(word="start") -> list[str]:
 
 def rows(name="x") -> Counter:
     """How often each (subset, item, seed) is in runs.csv."""
-    lines = Path("results", name, "runs.csv").read_text().splitlines()[1:]
-    assert all(line.count(",") == len(COLUMNS) - 1 for line in lines)
-    return Counter((fields[6], fields[3], fields[2]) for fields in (line.split(",") for line in lines))
+    lines = list(csv.DictReader(Path("results", name, "runs.csv").read_text().splitlines()))
+    assert all(len(line) == len(COLUMNS) and None not in (*line, *line.values()) for line in lines)
+    return Counter((line["trained_on"], line["item"], line["seed"]) for line in lines)
 
 
 def wait_for(condition, seconds=10.0):

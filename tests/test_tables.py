@@ -101,6 +101,11 @@ def test_a_square_table_with_holes_and_another_order(here):
     assert rows() == [["b", "b", "f1", "4.0"], ["b", "a b", "f1", "3.0"]]
 
 
+def test_sources_of_a_transfer_need_not_be_targets(here):
+    take("to,a,c\na,1,2\nb,3,4\n", "--metric", "f1", "--as", "transfer")
+    assert [row[:2] for row in rows()] == [["a", "a"], ["a", "c"], ["b", "a"], ["b", "c"]]
+
+
 @pytest.mark.parametrize(("cell", "expected"), [
     ("wic rte", "rte wic"), ('"wic, rte"', "rte wic"), ('"wic,rte"', "rte wic"), ("\"['wic', 'rte']\"", "rte wic"),
     ("['rte']", "rte"), ('"(\'wic\', \'rte\')"', "rte wic"), ("none", "none"), ('"[10, 3, -1]"', "rte_-1 rte_3 rte_10"),

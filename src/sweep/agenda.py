@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from src import DEFAULT_DATA_DIR
 from src.cli import InputError, did_you_mean
-from src.identity import joint_hash, settings_of, subset_key
+from src.identity import short_hash
 from src.results import Results
 from src.subsets import Space, Subset, cluster_file, draw, read_clusters, read_subsets, subset
+from src.sweep.checked import ask
 from src.sweep.children import PRELOAD, ROOT
 from src.sweep.ledger import Ledger
 from src.tasks.catalogue import expand_names, load_task, task_names
@@ -21,9 +23,9 @@ from src.tasks.task import GROUPS
 
 @dataclass(frozen=True)
 class Items:
-    """What a sweep samples from: its items, each with a hash of its content, and how a child is told of them."""
+    """What a sweep samples from: its items, and how a child is told of them."""
 
-    hashes: Mapping[str, str]
+    names: Subset
     flags: Callable[[Subset], list[str]]
     task: str | None = None  # of which a bare index in a cluster file names a template
     child: Mapping[str, list[str]] = field(default_factory=dict)  # more flags of every child
@@ -48,11 +50,10 @@ def task_items(args: argparse.Namespace) -> Items:
         indices = [-1 if index == "none" else int(index) for index in args.child.get("template_idx", ["0"])]
     except ValueError as error:
         raise InputError(f"--template_idx {' '.join(args.child['template_idx'])}: must be indices") from error
-    hashes = {}
     for name in names:
-        task = load_task(name, args.task_dir)
-        hashes[name] = joint_hash(task.template(index).hash for index in indices)
-    return Items(hashes, lambda members: ["--task_names", *members])
+        for index in indices:
+            load_task(name, args.task_dir).template(index)
+    return Items(subset(names), lambda members: ["--task_names", *members])
 
 
 def instruction_items(args: argparse.Namespace) -> Items:
@@ -68,7 +69,7 @@ def instruction_items(args: argparse.Namespace) -> Items:
     def flags(members: Subset) -> list[str]:
         return ["--task_name", task.name, "--template_idx", *(member.rpartition("_")[2] for member in members)]
 
-    return Items({template.item: template.hash for template in task.templates[:number]}, flags, task.name,
+    return Items(subset(template.item for template in task.templates[:number]), flags, task.name,
                  lora if args.lora_rank else {})
 
 
@@ -78,18 +79,23 @@ class Agenda:
     Args:
         args: of `flags.parse`.
         items: what is sampled.
+        environment: of the children.
+        folder: of the task set.
+
+    Raises:
+        InputError: bad input of the sweep's own, or what the training script refuses.
     """
 
-    def __init__(self, args: argparse.Namespace, items: Items):
+    def __init__(self, args: argparse.Namespace, items: Items, environment: Mapping[str, str], folder: Path):
         self.args, self.items = args, items
         self.child = args.child | items.child
         self.results = Results(args.results_dir, args.save_name)
-        self.settings = {"script": args.script, **settings_of(self.child), "seed": str(args.seed),
-                         "runs": str(args.runs), "results": str(self.results.folder), "task_dir": args.task_dir}
-        names = subset(items.hashes)
-        for name in self.child:
+        names = items.names
+        for name in args.child:
             if f"--{name}" in items.flags(names[:1]):
                 raise InputError(f"--{name} is set by the sweep, to the items of each subset")
+            if name in items.child:
+                raise InputError(f"--{name} is set by the sweep: --lora_rank, --lora_alpha")
         clusters = () if args.current_cluster_dir == "none" else read_clusters(
             cluster_file("--current_cluster_dir", args.current_cluster_dir), names, items.task)
         targets = subset(f"{items.task}_{t}" if items.task and t.isdigit() else t for t in args.target_tasks)
@@ -107,6 +113,28 @@ class Agenda:
             self.fixed = list(islice(self.space.combinations(), start, end))
             if not self.fixed:
                 raise InputError(f"--combos_section {start} {end}: there are {self.space.possible()} combinations")
+        self.on_cpu = environment.get("CUDA_VISIBLE_DEVICES") == ""
+        self.answer = ask(self._command(names), environment, self._places(), folder, args.known)
+        self._check_best_metric()
+        self.settings = self.answer["settings"] | {"script": args.script, "seed": args.seed, "runs": args.runs,
+                                                   "results": str(self.results.folder)}
+
+    def _places(self) -> list[Path]:
+        """The files and folders that decide what the children train, besides their flags."""
+        tasks = [self.items.task] if self.items.task else self.items.names
+        data_dir = self.child.get("data_dir", [DEFAULT_DATA_DIR])[-1:]
+        model = self.child.get("model_name_or_path", [""])[-1:]
+        found = [Path(self.args.task_dir, f"{task}{suffix}") for task in tasks for suffix in (".yaml", ".json")]
+        found += [Path(folder, task) for folder in data_dir for task in tasks]
+        return [path for path in (*found, *map(Path, filter(None, model))) if path.exists()]
+
+    def _check_best_metric(self) -> None:
+        """The metric must be a mean that every subset has."""
+        name = self.answer["settings"].get("metric_for_best_model")
+        shared = set.intersection(*map(set, self.answer["metrics"].values()))
+        if name and name.removeprefix("eval_") not in shared:
+            raise InputError(f"--metric_for_best_model {name}: in a sweep it must be a mean that every subset has, "
+                             f"{did_you_mean(name, [f'eval_{metric}' for metric in sorted(shared)])}")
 
     def subsets(self, ledger: Ledger, write: bool) -> list[Subset]:
         """The subsets wanted; where there are more than --num_samples, completed ones come first."""
@@ -136,7 +164,8 @@ class Agenda:
     # ---- one subset ------------------------------------------------------------------------------------------------
 
     def key(self, members: Subset) -> str:
-        return subset_key(self.settings, [(item, self.items.hashes[item]) for item in members])
+        """Name of a subset: a hash of all that changes its result."""
+        return short_hash([self.settings, [(item, self.answer["content"][item]) for item in members]], 16)
 
     def words(self, members: Subset) -> dict:
         """What the key hashes, for people."""
@@ -145,13 +174,16 @@ class Agenda:
     def run_ids(self, members: Subset) -> list[str]:
         return [f"{self.key(members)}-s{self.args.seed + run}" for run in range(self.args.runs)]
 
-    def command(self, members: Subset, on_cpu: bool) -> list[str]:
+    def command(self, members: Subset) -> list[str]:
         """The child's command. Repeated, it keeps the runs that are completed and goes on from the last checkpoint."""
+        return [*self._command(members), "--run_name", self.key(members)]
+
+    def _command(self, members: Subset) -> list[str]:
         script = ROOT / self.args.script
         script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
         ours = ("task_dir", "seed", "runs", "output_dir", "results_dir", "save_name")
-        flags = self.child | {name: [str(getattr(self.args, name))] for name in ours} | {
-            "run_name": [self.key(members)]} | ({"use_cpu": ["True"]} if on_cpu else {})
+        flags = self.child | {name: [str(getattr(self.args, name))] for name in ours} | (
+            {"use_cpu": ["True"]} if self.on_cpu else {})
         return [sys.executable, str(script), *self.items.flags(members),
                 *(word for name, values in flags.items() for word in (f"--{name}", *values))]
 

@@ -1,8 +1,6 @@
 """The flags of the two sampling scripts, once, and how the children's flags pass through them."""
 
 import argparse
-import ast
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +15,6 @@ CHILD_DEFAULTS = {
     "save_strategy": ["steps"], "lr_scheduler_type": ["constant"], "load_best_model_at_end": ["True"],
     "metric_for_best_model": ["eval_exact_match"], "greater_is_better": ["True"], "disable_tqdm": ["True"],
 }
-OLD_FLAGS = ("no_cuda", "warmup_ratio", "group_by_length", "logging_dir", "use_auth_token")  # translated by the child
 OLD_SPELLINGS = {"lr": "learning_rate", "batch_size": "per_device_train_batch_size",
                  "evaluation_strategy": "eval_strategy", "template_idxs": "template_idx"}
 # Children's flags that the sweep sets itself: what to use instead.
@@ -116,8 +113,11 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     split = arguments.index("--") if "--" in arguments else len(arguments)
     args, unknown = parser.parse_known_args(arguments[:split])
     args.command_line = arguments
-    known = [option for option in parser._option_string_actions if option.startswith("--")]
-    args.child = CHILD_DEFAULTS | _child_flags(unknown + arguments[split + 1:], known)
+    args.known = [option for option in parser._option_string_actions if option.startswith("--")]
+    for token in arguments[split + 1:]:
+        if token.partition("=")[0] in args.known:
+            raise InputError(f"{token.partition('=')[0]} is a flag of the sweep: it must stand before --")
+    args.child = CHILD_DEFAULTS | _child_flags(unknown + arguments[split + 1:], args.known)
     args.max_task_num = args.min_task_num if args.max_task_num is None else args.max_task_num
     args.save_name = args.save_name or args.from_estimate or args.task_set_name
     for name in ("task_set_name", "save_name"):
@@ -134,6 +134,9 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     ways = [f"--{name}" for name in ("preload_combos", "subsets_file", "from_estimate") if getattr(args, name)]
     if len(ways) > 1:
         raise InputError(f"{ways[0]} and {ways[1]} exclude each other")
+    for way in ways:
+        if args.num_samples and way != "--from_estimate":
+            raise InputError(f"{way} and --num_samples exclude each other: all of its subsets are trained")
     if args.from_estimate and not args.num_samples:
         raise InputError("--from_estimate: --num_samples is missing: how many subsets are to be trained?")
     if not (args.num_samples or args.preload_combos or args.subsets_file or args.draw == "balanced"):
@@ -141,29 +144,16 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     return args
 
 
-def flags_of_children() -> set[str]:
-    """Names of all flags of the training scripts, read from the source: importing them takes seconds."""
-    transformers = importlib.util.find_spec("transformers").submodule_search_locations[0]
-    paths = (Path(__file__).parent.parent / "training" / "flags.py", Path(transformers, "training_args.py"),
-             Path(transformers, "training_args_seq2seq.py"))
-    classes = [node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-               if isinstance(node, ast.ClassDef)]
-    return {*OLD_FLAGS, *(line.target.id for node in classes for line in node.body if isinstance(line, ast.AnnAssign))}
-
-
 def _child_flags(tokens: list[str], known: list[str]) -> dict[str, list[str]]:
     """Group `--flag value value` by flag, under today's spelling; the last of a repeated flag counts."""
     flags: dict[str, list[str]] = {}
-    name, children = None, flags_of_children()
+    name = None
     for token in tokens:
         if token.startswith("--"):
             name, equals, value = token[2:].partition("=")
             name = OLD_SPELLINGS.get(name, name)
             if name in OURS:
                 raise InputError(f"--{name} is set by the sweep: {OURS[name]}")
-            if name not in children:
-                hint = did_you_mean(f"--{name}", [*known, *(f"--{child}" for child in children)], shown=0)
-                raise InputError(f"unknown argument '--{name}' {hint.partition('(')[0]}".rstrip())
             flags[name] = [value] if equals else []
         elif name is None:
             raise InputError(f"'{token}' belongs to no flag {did_you_mean('--' + token, known, shown=0)}")

@@ -24,17 +24,19 @@ def run_sweep(args: argparse.Namespace, items: Items) -> int:
 
     Raises InputError for bad input, before anything runs, or where a child was given bad flags.
     """
-    agenda = Agenda(args, items)
     devices = resolve_devices(args.device) if args.launcher == "local" else []
     folder = SETS / args.task_set_name
+    slots = [device for _ in range(args.jobs_per_device) for device in devices]
+    environments = {device: os.environ | device_environment(device, len(slots)) for device in devices}
+    agenda = Agenda(args, items, environments[devices[0]] if devices else os.environ, folder)
     code = 0
     try:
         if args.status:
             print_status(agenda, Ledger(folder))
         elif args.dry_run:
-            print_dry_run(agenda, Ledger(folder), devices == ["cpu"])
+            print_dry_run(agenda, Ledger(folder))
         elif args.launcher == "local":
-            code = _train(agenda, *_begin(agenda, folder, args.ledger), devices)
+            code = _train(agenda, *_begin(agenda, folder, args.ledger), slots, environments)
         else:
             code = launch(args, _begin(agenda, folder, args.ledger or "heartbeat")[0])
         sys.stdout.flush()
@@ -60,18 +62,16 @@ def _begin(agenda: Agenda, folder: Path, mode: str | None) -> tuple[Ledger, list
     return ledger, subsets
 
 
-def _train(agenda: Agenda, ledger: Ledger, subsets: list[Subset], devices: list[str]) -> int:
+def _train(agenda: Agenda, ledger: Ledger, subsets: list[Subset], slots: list[str], environments: dict) -> int:
     args = agenda.args
     done = [members for members in subsets if ledger.is_done(agenda.key(members))]
     for members in done:
         agenda.delete_checkpoints(members)  # a crash may have come between commit and deletion
     tally = Tally(len(subsets))
-    slots = [device for _ in range(args.jobs_per_device) for device in devices]
-    environments = {device: os.environ | device_environment(device, len(slots)) for device in devices}
-    warm = devices == ["cpu"] if args.warm_start is None else args.warm_start
+    warm = set(slots) == {"cpu"} if args.warm_start is None else args.warm_start
     log = ledger.folder / "logs" / f"forkserver-{socket.gethostname()}-{os.getpid()}.log"
     ledger.write_text_file()
-    with (contextlib.closing(make_starter(warm and len(done) < len(subsets), log, environments[devices[0]],
+    with (contextlib.closing(make_starter(warm and len(done) < len(subsets), log, environments[slots[0]],
                                           agenda.items.preload)) as starter, Progress(tally) as bar):
         Scheduler(agenda, ledger, subsets, slots, environments, starter, bar).run()
     return report(agenda, ledger, tally)

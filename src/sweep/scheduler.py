@@ -124,7 +124,7 @@ class Scheduler:
             else:
                 device = self.slots.pop()
                 log = self.ledger.folder / "logs" / f"{key}.{attempts + 1}.log"
-                command = self.agenda.command(members, device == "cpu")
+                command = self.agenda.command(members)
                 try:
                     log.write_text(f"# {' '.join(members)}\n# {shlex.join(command)}\n")
                     child = self.starter.start(command, self.environments[device], log, claim.fd)

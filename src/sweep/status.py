@@ -32,17 +32,17 @@ def announce(agenda: Agenda, ledger: Ledger, subsets: list[Subset]) -> None:
         before, settings = other[-1]["settings"], agenda.settings
         changed = [f"{name} was {before.get(name, 'not given')}, is {settings.get(name, 'not given')}"
                    for name in sorted(before.keys() | settings.keys())
-                   if before.get(name) != settings.get(name)] or ["their task files were changed"]
+                   if before.get(name) != settings.get(name)] or ["their tasks or rows were changed"]
         print(f"{len({record['subset'] for record in other})} of them were trained under other settings and are "
               f"trained again ({'; '.join(changed)}); in the CSV files runs of different config_hash stay apart")
 
 
-def print_dry_run(agenda: Agenda, ledger: Ledger, on_cpu: bool) -> None:
+def print_dry_run(agenda: Agenda, ledger: Ledger) -> None:
     subsets = agenda.subsets(ledger, write=False)
     announce(agenda, ledger, subsets)
     for number, members in enumerate(subsets, 1):
         print(f"\n[{number}] {' '.join(members)}: {_state(agenda, ledger, members)}")
-        print(shlex.join(agenda.command(members, on_cpu)))
+        print(shlex.join(agenda.command(members)))
 
 
 def print_status(agenda: Agenda, ledger: Ledger) -> None:
