@@ -70,6 +70,9 @@ RESULTS_FLAGS = {
               "valid)"},
     "metric": {"help": "metric of all items, e.g. loss or exact_match (default: each task's own main metric)"},
     "config_hash": {"help": "read only the runs of this config_hash (default: all; an error if they differ)"},
+    "content_hash": {"nargs": "+", "default": [], "metavar": "HASH", "help": "where an item's templates or rows were "
+                     "changed between trainings: read only subsets of this content (default: all; an error if they "
+                     "differ)"},
 }
 
 

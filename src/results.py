@@ -145,14 +145,15 @@ def _rows_of(part: Path, header: str) -> str:
 def _summary(rows: Iterable[Mapping[str, str]], split: str) -> str:
     """Means and standard deviations over runs, as CSV text; empty where `split` has no measured rows.
 
-    Runs of different settings or templates under one name stay in rows of their own; a seed counts once. The standard
+    Runs of different settings, templates or rows under one name stay apart; a seed counts once. The standard
     deviation is that of a sample (n - 1), and empty for a single run and where a run gave NaN or infinity. An imported
     mean keeps the standard deviation and the number of seeds that it came with.
     """
     groups = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if row["split"] == split and row["status"] in MEASURED:
-            key = row["item"], row["trained_on"], row["config_hash"], row["template_hash"], row["status"]
+            key = (row["item"], row["trained_on"], row["config_hash"], row["template_hash"], row["content_hash"],
+                   row["trained_hash"], row["status"])
             groups[key][row["metric"]][row["seed"]] = row
     if not groups:
         return ""

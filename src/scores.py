@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.cli import InputError, did_you_mean
+from src.cli import InputError, did_you_mean, warn
 from src.identity import WITHOUT_EFFECT
 from src.metrics import LOWER_IS_BETTER
 from src.names import SPLITS, natural_order
@@ -15,6 +15,7 @@ from src.results import MEASURED
 NOT_A_SCORE = ("gen_len",)  # neither higher nor lower is better
 RUN_COLUMNS = ("run_id", "status", "seed", "item", "trained_on", "split", "metric", "value")
 SCORED = (*MEASURED, "estimated")  # statuses of runs that have scores, those that count for more first
+UNKNOWN_WHERE_EMPTY = ("config_hash", "template_hash", "content_hash", "trained_hash")  # imported, or older
 MOST_NAMED = 4  # settings in one error line
 
 
@@ -38,12 +39,16 @@ def results_file(folder: str | Path, split: str = "valid") -> Path:
 
 
 def read_scores(folder: str | Path, split: str = "valid", config_hash: str | None = None,
-                statuses: tuple[str, ...] = SCORED):
+                statuses: tuple[str, ...] = SCORED, content_hash: Iterable[str] = ()):
     """The scores of each item after each subset, as a data frame with a row per (trained_on, item, metric).
 
     Columns: trained_on (item names, sorted, separated by spaces), item, metric, value (mean over seeds), variance (of
     that mean; NaN with one seed), runs (seeds), estimated. Of the `statuses` that count, a score of this project's own
     training (completed) goes before an imported one, and that before an estimated one.
+
+    Raises:
+        InputError: there are none; they are of several settings (`config_hash` chooses), or an item's templates or rows
+            were changed between trainings (`content_hash` chooses), in the whole table.
     """
     path = results_file(folder, split)
     frame = _read_csv(path, RUN_COLUMNS)
@@ -51,8 +56,13 @@ def read_scores(folder: str | Path, split: str = "valid", config_hash: str | Non
     splits = set(frame["split"])
     if split not in splits:
         raise InputError(f"{path}: no {statuses[0]} run has scores of split '{split}'{_other_splits(splits)}")
-    frame = frame[frame["split"] == split]
-    frame = _one_setting(path, frame, ["status", "trained_on", "item", "metric"], config_hash)
+    frame = frame[(frame["split"] == split) & (frame["metric"] != "")]
+    for name in UNKNOWN_WHERE_EMPTY:
+        frame[name] = frame[name].fillna("") if name in frame else ""
+    if (frame["content_hash"] == "").any() and (frame["content_hash"] != "").any():
+        warn(f"{path}: {(frame['content_hash'] == '').sum()} rows do not say under which templates and on which rows "
+             "they were taken; they count as alike")
+    frame = _one_content(path, _one_setting(path, frame, config_hash), content_hash)
     _reject_duplicates(path, frame, ["run_id", "item", "metric", "trained_on", "seed"])
     frame = frame.drop_duplicates(["trained_on", "item", "metric", "status", "seed"], keep="last")  # a seed counts once
     frame = frame.assign(value=_numbers(path, frame["value"]), trained_on=[
@@ -91,30 +101,62 @@ def _read_csv(path: Path, columns: tuple[str, ...]):
 
 
 def _numbers(path: Path, column, allow_empty: bool = False):
-    """A column of text as numbers; raise InputError with the line of one that is none."""
+    """A column of text as numbers, NaN and infinity among them; raise InputError with the line of what is none."""
     import pandas as pd
 
     values = pd.to_numeric(column, errors="coerce")
-    bad = ~np.isfinite(values) & ~(allow_empty & (column.str.strip() == ""))
+    words = column.str.strip().str.lower().str.lstrip("+-")
+    bad = values.isna() & (words != "nan") & ~(allow_empty & (words == ""))
     if bad.any():
         line = bad.index[bad][0] + 2
         raise InputError(f"{path}, line {line}: column '{column.name}' must be a number, found '{column[line - 2]}'")
     return values
 
 
-def _one_setting(path: Path, frame, keys: list[str], config_hash: str | None):
-    """Only the rows of `config_hash`; without one, raise InputError where a score was taken under several settings."""
-    hashes = sorted(set(frame["config_hash"])) if "config_hash" in frame else []
+def _one_setting(path: Path, frame, config_hash: str | None):
+    """Only the rows of `config_hash`; without one, raise InputError where the whole table is of several settings.
+
+    Estimates and true trainings may differ, as they may stand side by side. An empty hash (older, imported) is unknown.
+    """
+    hashes = sorted(set(frame["config_hash"]))
     if config_hash is not None:
         if config_hash not in hashes:
             raise InputError(f"--config_hash {config_hash}: not in {path}, {did_you_mean(config_hash, hashes)}")
         return frame[frame["config_hash"] == config_hash]
-    if hashes and (frame.groupby(keys)["config_hash"].nunique() > 1).any():
-        words = _differences(path, frame, hashes)
+    known = frame[frame["config_hash"] != ""]
+    if (known.groupby("status")["config_hash"].nunique() > 1).any():
+        hashes = sorted(set(known["config_hash"]))
+        words = _differences(path, known, hashes)
         listed = ("; " if words else ", ").join(
-            f"{each} ({(frame['config_hash'] == each).sum()} rows)" + (f": {words[each]}" if words else "")
+            f"{each} ({(known['config_hash'] == each).sum()} rows)" + (f": {words[each]}" if words else "")
             for each in hashes)
         raise InputError(f"{path}: subsets were trained under several settings; choose one: --config_hash {listed}")
+    return frame
+
+
+def _one_content(path: Path, frame, chosen: Iterable[str]):
+    """Only the subsets whose items have the `chosen` content; raise InputError where an item still has several.
+
+    An item's content are its templates and rows: after a change of these, old and new scores are of two things.
+    """
+    known = frame[frame["content_hash"] != ""]
+    for each in chosen:
+        if each not in set(known["content_hash"]):
+            raise InputError(f"--content_hash {each}: not in {path}, {did_you_mean(each, set(known['content_hash']))}")
+        items = set(known.loc[known["content_hash"] == each, "item"])
+        other = known[known["item"].isin(items) & (known["content_hash"] != each)]
+        frame = frame[~frame["run_id"].isin(other["run_id"])]
+        known = known[~known["run_id"].isin(other["run_id"])]
+    for item, rows in known.groupby("item"):
+        if rows["content_hash"].nunique() > 1:
+            what = "templates" if rows["template_hash"].nunique() > 1 else "rows"
+            listed = ", ".join(f"{each} ({count} rows)" for each, count in rows["content_hash"].value_counts().items())
+            raise InputError(f"{path}: the {what} of '{item}' were changed between trainings; choose what counts: "
+                             f"--content_hash {listed}")
+    for subset, rows in known.groupby("trained_on"):
+        if rows["trained_hash"].nunique() > 1:
+            raise InputError(f"{path}: '{subset}' was trained on two contents; delete the parts of one in runs/ and "
+                             f"merge: {', '.join(sorted(set(rows['trained_hash'])))}")
     return frame
 
 
@@ -126,13 +168,13 @@ def _differences(path: Path, frame, hashes: list[str]) -> dict[str, str]:
             run_id = frame.loc[frame["config_hash"] == each, "run_id"].iloc[0]
             record = json.loads((path.parent / "runs" / f"{run_id}.json").read_text(encoding="utf-8"))
             records[each] = record["arguments"] | {"processes": record.get("processes")}
-    except (OSError, ValueError, KeyError):  # also of files from before `run_id`
+    except (OSError, ValueError, KeyError):
         return {}
     names = [name for name in dict.fromkeys(name for record in records.values() for name in record)
              if name not in WITHOUT_EFFECT and len({str(record.get(name)) for record in records.values()}) > 1]
     more = ", ..." if len(names) > MOST_NAMED else ""
-    return {each: ", ".join(f"{name} {record.get(name)}" for name in names[:MOST_NAMED]) + more
-            for each, record in records.items()} if names else {}
+    return {each: (", ".join(f"{name} {record.get(name)}" for name in names[:MOST_NAMED]) + more)
+            or "other files of the model" for each, record in records.items()}
 
 
 def _reject_duplicates(path: Path, frame, keys: list[str]) -> None:
@@ -155,7 +197,7 @@ def oriented(scores, metric: str | None, main_metrics: Callable[[list[str]], dic
         main_metrics: gives the own metric of items; asked only where there are several.
 
     Raises:
-        InputError: an item has no score of its metric.
+        InputError: an item has no score of its metric, or one that is no finite number.
     """
     found = set(scores["metric"])
     if metric is not None and (metric in NOT_A_SCORE or metric not in found):
@@ -171,6 +213,11 @@ def oriented(scores, metric: str | None, main_metrics: Callable[[list[str]], dic
     for item in items:
         if item not in set(scores["item"]):
             raise InputError(f"no {wanted[item]} of '{item}' in these results; --metric names another one for all")
+    broken = scores[~np.isfinite(scores["value"])]
+    if len(broken):
+        row = broken.iloc[0]
+        raise InputError(f"the {row['metric']} of '{row['item']}' after training on '{row['trained_on']}' is "
+                         f"{row['value']} ({len(broken)} such scores); delete those runs, or choose another --metric")
     return scores.assign(value=np.where(scores["metric"].isin(LOWER_IS_BETTER), -scores["value"], scores["value"]))
 
 

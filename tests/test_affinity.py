@@ -15,8 +15,8 @@ from src.cluster import affinity
 from src.scores import oriented, read_scores
 from src.tasks.catalogue import load_task, main_metrics
 
-COLUMNS = ["run_id", "status", "seed", "item", "template", "template_hash", "trained_on", "split", "model", "metric",
-           "value", "n_examples", "steps", "seconds", "commit", "config_hash"]
+COLUMNS = ["run_id", "status", "seed", "item", "template", "template_hash", "content_hash", "trained_hash",
+           "trained_on", "split", "model", "metric", "value", "n_examples", "steps", "seconds", "commit", "config_hash"]
 
 
 OWN = functools.partial(main_metrics, task_dir="data/tasks")
@@ -241,6 +241,56 @@ def test_several_settings_are_told_apart_by_what_differs(tmp_path):
     (folder / "runs" / "g.json").unlink()
     with pytest.raises(InputError, match=r"--config_hash g \(2 rows\), h \(2 rows\)$"):
         read_scores(folder)
+
+
+def changed(old="o1", new="n1", **others) -> list[dict]:
+    """A pair trained before, two pairs after a change of item a."""
+    rows = [row("a b", "a", 1, content_hash=old, trained_hash="t1"), row("a b", "b", 1, content_hash="b1",
+                                                                         trained_hash="t1")]
+    for subset in ("a c", "a d"):
+        rows += [row(subset, item, 2, content_hash=new if item == "a" else f"{item}1", trained_hash=subset)
+                 for item in subset.split()]
+    return [one | others for one in rows]
+
+
+def test_old_and_new_content_of_an_item_are_never_mixed(tmp_path):
+    """Also across subsets, each of which was trained once."""
+    folder = write_runs(tmp_path / "x", changed())
+    with pytest.raises(InputError, match=r"rows of 'a' were changed .*--content_hash n1 \(2 rows\), o1 \(1 rows\)$"):
+        read_scores(folder)
+    assert set(read_scores(folder, content_hash=["n1"])["trained_on"]) == {"a c", "a d"}
+    assert set(read_scores(folder, content_hash=["o1"])["trained_on"]) == {"a b"}
+    with pytest.raises(InputError, match=r"--content_hash n7: not in .*allowed: b1, c1, d1, n1, o1"):
+        read_scores(folder, content_hash=["n7"])
+    rows = [one | {"template_hash": one["content_hash"]} for one in changed()]
+    with pytest.raises(InputError, match="the templates of 'a' were changed"):
+        read_scores(write_runs(tmp_path / "y", rows))
+
+
+def test_unknown_content_is_said(tmp_path, capsys):
+    rows = changed(new="o1")
+    for one in rows[:2]:
+        one |= {"content_hash": "", "trained_hash": ""}
+    assert len(read_scores(write_runs(tmp_path / "x", rows))) == 6
+    assert "2 rows do not say under which templates" in capsys.readouterr().err
+
+
+def test_settings_are_those_of_the_whole_table(tmp_path):
+    """Pair a b after 100 steps, the other pairs after 4,000: no score was taken twice, and yet they are not alike."""
+    rows = [one | {"config_hash": "long" if i > 1 else "short"} for i, one in enumerate(changed(new="o1"))]
+    with pytest.raises(InputError, match=r"--config_hash long \(4 rows\), short \(2 rows\)$"):
+        read_scores(write_runs(tmp_path / "x", rows))
+    beside = [one | {"config_hash": "estimate", "status": "estimated"} for one in changed(new="o1")]
+    assert len(read_scores(write_runs(tmp_path / "y", changed(new="o1") + beside))) == 6
+
+
+def test_a_score_that_is_no_number_matters_only_where_it_is_asked_for(tmp_path):
+    losses = [one | {"metric": "loss", "value": "nan"} for one in THREE]
+    rows = [*THREE, *losses]
+    folder = write_runs(tmp_path / "x", rows)
+    assert matrix(folder).items == ("a", "b", "c")
+    with pytest.raises(InputError, match=r"the loss of 'a' after training on '[abc ]+' is -?nan \(\d+ such scores\)"):
+        matrix(folder, "loss")
 
 
 def test_comparison_of_trainings(tmp_path):

@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     folder, name = Path(args.results_dir) / args.save_name, args.name or args.save_name
     clusters_file, source = Path(args.clusters_dir) / f"{name}.txt", results_file(folder, args.split)
-    everything = read_scores(folder, args.split, args.config_hash)
+    everything = read_scores(folder, args.split, args.config_hash, content_hash=args.content_hash)
     scores = oriented(everything, args.metric, partial(main_metrics, task_dir=args.task_dir))
     if args.report:
         report(scores, args, clusters_file)
