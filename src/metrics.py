@@ -167,11 +167,11 @@ def _kind(sign: str) -> str:
 def _words(text: str) -> Iterator[str]:
     """Words of any script, or single characters where a script has no spaces between words.
 
-    In a word with ASCII letters the other Latin ones separate, as they do in rouge-score (`caf` of `café`).
+    In a text with ASCII letters the other Latin ones separate, as they do in rouge-score (`caf` of `café`).
     """
     text = unicodedata.normalize("NFC", text.lower())
+    dropped = ("latin", "mark") if any(_kind(sign) == "ascii" for sign in text) else ()
     for word in "".join(sign if _kind(sign) else " " for sign in text).split():
-        dropped = ("latin", "mark") if any(map(str.isascii, word)) else ()
         piece = last = ""
         for sign in word:
             kind = _kind(sign)
