@@ -9,7 +9,7 @@ import pandas
 import pytest
 
 from src.cli import InputError
-from src.names import MAX_NAME, check_name, natural_order
+from src.names import MAX_NAME, check_name, natural_order, plain_name, task_of_template
 from src.results import COLUMNS, Results, main
 
 
@@ -134,15 +134,27 @@ def test_a_run_that_only_trained_is_completed(results):
     assert results.is_completed("a") and not results.is_completed("b") and not results.is_completed("c")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a/", ".hidden", "x" * (MAX_NAME + 1), "é" * 51])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a/", ".hidden", "x" * (MAX_NAME + 1), "é" * 51,
+                                  "two words", "c#", "-x", "@x", "a\nb", "a\tb", "a,b", "b\x00", "x\udc80", "a\u2028"])
 def test_names_that_are_not_allowed(name):
     with pytest.raises(InputError, match="--save_name"):
         check_name("--save_name", name)
 
 
 def test_names_that_are_allowed():
-    for name in ("rte_0-1_t5-base", "wsc.fixed", "x" * MAX_NAME):
+    for name in ("rte_0-1_t5-base", "wsc.fixed", "rte_-1", "x" * MAX_NAME, "é" * 50, "कीमत_2", "学習", "2"):
         check_name("--save_name", name)
+
+
+@pytest.mark.parametrize(("text", "name"), [("GPT-3 style", "GPT-3_style"), ("a/b  (c)?", "a_b_c"), ("rte.x", "rte.x"),
+                                            ("-1", "1"), ("é" * 80, "é" * 50), ("学" * 40, "学" * 33), ("#", "_")])
+def test_any_text_as_a_name(text, name):
+    assert plain_name(text) == name
+    check_name("", name)
+
+def test_task_of_template():
+    assert task_of_template("squad_3") == task_of_template("squad_-1") == "squad"
+    assert task_of_template("squad") is None and task_of_template("squad_3", ["squad", "squad_3"]) is None
 
 
 def test_natural_order():

@@ -1,12 +1,14 @@
 """Task files: what is refused and where it says so, Natural Instructions, promptsource, rendering."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from src.cli import InputError
-from src.tasks.catalogue import expand_names, load_task, task_names
+from src.tasks.catalogue import expand_names, load_task, main_metrics, task_names
+from src.tasks.task import instruction_items, task_items
 from src.tasks.template import EmptyRow
 
 TASK_DIR = Path(__file__).parent.parent / "data" / "tasks"
@@ -106,6 +108,58 @@ def test_expand_names(tmp_path):
         expand_names(["zz*"], TASK_DIR)
     with pytest.raises(InputError, match=r"@nowhere.txt: cannot read"):
         expand_names(["@nowhere.txt"], TASK_DIR)
+
+
+@pytest.mark.parametrize("name", ["my task", "x#y", "-toy", "toy\x07", "t" * 101])
+def test_task_files_with_names_against_the_rule(tmp_path, name):
+    (tmp_path / "good.yaml").write_text(GOOD)
+    (tmp_path / f"{name}.yaml").write_text(GOOD)
+    assert expand_names(["g*d"], tmp_path) == ["good"]  # what is not asked for harms nobody
+    for use in (lambda: load_task(name, tmp_path), lambda: expand_names([name], tmp_path),
+                lambda: expand_names(["*"], tmp_path)):
+        with pytest.raises(InputError, match=r"\.yaml: the task name '.*': a name has letters") as error:
+            use()
+        assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_names_of_other_scripts(tmp_path):
+    for name in ("कीमत", "новости_2", "v1.5"):
+        load(tmp_path, GOOD.replace("name: first", f"name: {name}x"), f"{name}.yaml")
+        assert load_task(name, tmp_path).template(0).name == f"{name}x"
+    for name in ("a#b", "two words", "a/b", "-a", ".a"):
+        with pytest.raises(InputError, match=r"toy.yaml, line 9: templates\[0\].name: must be one word"):
+            load(tmp_path, GOOD.replace("name: first", f"name: '{name}'"))
+
+
+def test_a_task_named_like_a_template(tmp_path):
+    tasks = [load(tmp_path, GOOD, f"{name}.yaml") for name in ("squad", "squad_1", "squad_7")]
+    with pytest.raises(InputError, match=r"'squad_1' is both a task \(.*squad_1.yaml\) and template 1 of task 'squad'"):
+        task_items(tasks, [0])
+    with pytest.raises(InputError, match="'squad_1' is both"):
+        task_items(tasks[1::-1], [1])
+    assert [item.name for item in task_items(tasks[::2], [0, 1])] == ["squad", "squad_7"]  # squad has no template 7
+    assert [item.name for item in instruction_items(tasks[0], [0, 1, -1])] == ["squad_0", "squad_1", "squad_-1"]
+    assert main_metrics(["squad_1", "squad_0"], tmp_path) == {"squad_1": "accuracy", "squad_0": "accuracy"}
+    load(tmp_path, GOOD.replace("[accuracy]", "[f1]"), "squad_1.yaml")
+    assert main_metrics(["squad_1", "squad_0"], tmp_path) == {"squad_1": "f1", "squad_0": "accuracy"}
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("täsk".encode("latin-1"), r"list.txt, line 1: not UTF-8: byte 0xe4"),
+    (b"rte\n\ncb\n\xff", "line 4: not UTF-8: byte 0xff")])
+def test_lists_that_cannot_be_read(tmp_path, content, message):
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        expand_names([f"@{tmp_path}/list.txt"], TASK_DIR)
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfrte cb\r\n")
+    assert expand_names([f"@{tmp_path}/list.txt"], TASK_DIR) == ["rte", "cb"]
+    for name, make in (("pipe", os.mkfifo), ("folder", os.mkdir)):
+        make(tmp_path / name)
+        with pytest.raises(InputError, match="cannot read the list of tasks: not a file"):
+            expand_names([f"@{tmp_path}/{name}"], TASK_DIR)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="cannot read the list of tasks: "):
+        expand_names([f"@{tmp_path}/loop"], TASK_DIR)
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import jinja2
 import yaml
 
 from src.cli import InputError
+from src.names import plain_name
 from src.tasks.template import Template, compile_template, variables
 
 
@@ -52,4 +53,4 @@ def _promptsource_template(task: str, index: int, entry: dict, path: Path) -> Te
             compile_template(text) if isinstance(text, str) else None
     except jinja2.TemplateSyntaxError as error:
         raise InputError(f"{path}: template '{entry['name']}' does not parse: {error.message}") from error
-    return Template(task, index, "_".join(entry["name"].split()), source.strip(), target.strip(), choices)
+    return Template(task, index, plain_name(entry["name"]), source.strip(), target.strip(), choices)

@@ -8,6 +8,7 @@ import yaml
 
 from src.cli import InputError, did_you_mean
 from src.metrics import METRICS, NEED_CHOICES
+from src.names import RULE, is_name
 from src.tasks.promptsource import load_promptsource
 from src.tasks.task import GROUPS, SPLITS, Source, Task
 from src.tasks.template import NO_INSTRUCTION, Template, compile_expression, compile_template
@@ -141,8 +142,8 @@ def load_yaml(path: Path) -> Task:
             if not isinstance(own, dict) or not isinstance(own.get("name"), str) or "input" not in own:
                 document.fail(keys, "must have a name and an input")
             document.only(keys, own, {"name", "input", "target", "answer_choices", "references"})
-            if len(own["name"].split()) != 1:
-                document.fail((*keys, "name"), f"must be one word without spaces, found {own['name']!r}")
+            if not is_name(own["name"]):
+                document.fail((*keys, "name"), f"must be one word of {RULE}; found {own['name']!r}")
             templates.append(template(keys, i, own["name"], own))
     else:
         templates = load_promptsource(path.stem, path.parent / str(data["templates_from"]))

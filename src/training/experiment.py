@@ -21,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from src.cli import InputError, did_you_mean
 from src.files import check_writable
 from src.identity import config_hash, short_hash
-from src.names import MAX_NAME, check_name, natural_order
+from src.names import MAX_NAME, check_name, natural_order, plain_name
 from src.results import Results
 from src.tasks.rows import Selection, select_rows
 from src.tasks.task import Item
@@ -38,7 +38,8 @@ ROLES = {"validation": "valid", "test": "test"}  # role of the rows -> name of t
 def default_save_name(names: Sequence[str], indices: Sequence[int], model: str) -> str:
     """`<task>_<templates>_<model>`; where that is too long for a file name, cut and made unique by a hash."""
     name = f"{'-'.join(names)}_{'-'.join(map(str, indices))}_{Path(model).name}"
-    return name if len(name.encode()) <= MAX_NAME else f"{name[:MAX_NAME // 2]}_{short_hash(name)}"
+    too_long = len(name.encode()) > MAX_NAME
+    return f"{plain_name(name, MAX_NAME // 2)}_{short_hash(name)}" if too_long else plain_name(name)
 
 
 def run_experiment(items: Sequence[Item], default_name: str, data_args: DataArguments, model_args: ModelArguments,
@@ -135,7 +136,7 @@ class Run:
         self.config_hash = config_hash(data_args, model_args, args)
         data = [[item.name, *(template.hash for template in item.templates)] for item in items]
         data += [[selection.task.name, selection.role, selection.rows.fingerprint] for selection in selections]
-        name = args.run_name or f"{results.save_name[:MAX_NAME // 2]}-{short_hash([self.config_hash, data])}"
+        name = args.run_name or f"{plain_name(results.save_name, MAX_NAME // 2)}-{short_hash([self.config_hash, data])}"
         check_name("--run_name", name)
         self.run_id = f"{name}-s{args.seed}"
         args.output_dir = str(Path(args.output_dir) / self.run_id)
