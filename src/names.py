@@ -38,7 +38,7 @@ def is_name(name: str) -> bool:
 def check_name(what: str, name: str) -> None:
     """Raise InputError, beginning with `what` (a flag, a file), where `name` is none."""
     if not is_name(name):
-        raise InputError(f"{what} {name!r}: a name has {RULE}")
+        raise InputError(f"{what} {name!r} must be a plain file name: {RULE}")
 
 
 def plain_name(text: str, longest: int = MAX_NAME) -> str:

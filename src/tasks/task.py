@@ -24,7 +24,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows may come from on the hub: `load_dataset(path, config, revision=revision)`."""
+    """Where rows may come from on the hub; a loading script of the main branch is parquet at refs/convert/parquet."""
 
     path: str
     config: str | None = None
@@ -32,7 +32,8 @@ class Source:
 
     @property
     def label(self) -> str:
-        return self.path + (f" ({self.config})" if self.config else "")
+        details = ", ".join(filter(None, (self.config, self.revision)))
+        return self.path + (f" ({details})" if details else "")
 
 
 @dataclass(frozen=True)

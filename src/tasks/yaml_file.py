@@ -3,15 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from src.cli import InputError, did_you_mean
-from src.metrics import METRICS, NEED_CHOICES
+from src.metrics import METRICS, NEED_CHOICES, colliding
 from src.names import RULE, is_name
 from src.tasks.promptsource import load_promptsource
+from src.tasks.read import compose_yaml
+from src.tasks.sandbox import compile_expression, compile_template
 from src.tasks.task import GROUPS, SPLITS, Source, Task
-from src.tasks.template import NO_INSTRUCTION, Template, compile_expression, compile_template
+from src.tasks.template import NO_INSTRUCTION, Template
 
 _FIELDS = {"description", "group", "sources", "splits", "rows", "fields", "answer_choices", "metrics", "target",
            "references", "bare", "templates", "templates_from"}
@@ -22,15 +23,7 @@ class _Document:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-            self.root = loader.get_single_node()
-            self.data = loader.construct_document(self.root) if self.root else None
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            raise InputError(f"{path}, line {mark.line + 1 if mark else '?'}: {error.problem}") from error
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{path}: {error}") from error
+        self.root, self.data = compose_yaml(path)
         if not isinstance(self.data, dict):
             raise InputError(f"{path}, line 1: a task file is a mapping of fields")
 
@@ -69,8 +62,9 @@ class _Document:
             self.fail(keys, f"must be text that is not empty, found {source!r}")
         try:
             (compile_expression if expression else compile_template)(source)  # parsing alone lets unknown filters pass
-        except jinja2.TemplateSyntaxError as error:
-            self.fail(keys, f"template does not parse: {error.message}")
+        except Exception as error:  # Jinja's and, for what is nested too deeply, Python's own
+            message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+            self.fail(keys, f"template does not parse: {message}")
         return source
 
 
@@ -121,6 +115,9 @@ def load_yaml(path: Path) -> Task:
             choices = document.jinja(place["answer_choices"], choices, expression=True)
         elif choices is not None:
             choices = document.strings(place["answer_choices"], choices)
+            if alike := colliding(choices):
+                document.fail(place["answer_choices"], f"'{alike[0]}' and '{alike[1]}' are one answer to the metrics, "
+                              "which look at neither case nor punctuation at the ends of words")
         references = values["references"]
         if references is not None:
             references = document.jinja(place["references"], references, expression=True)

@@ -25,6 +25,7 @@ from src.names import MAX_NAME, check_name, natural_order, plain_name
 from src.results import Results
 from src.tasks.rows import Selection, select_rows
 from src.tasks.task import Item
+from src.tasks.template import LEFT_OUT
 from src.training.flags import DataArguments, ModelArguments, ResultArguments, TrainingArguments
 from src.training.model import load_model, load_tokenizer
 from src.training.record import PACKAGES, _commit, _log_file, _peak_memory_mb, set_up_logging
@@ -113,7 +114,7 @@ def report_data(data: Data) -> None:
             notes = [f"{total[name]} {what}" for name, what in (
                 ("cut_inputs", "inputs cut to --max_source_length"),
                 ("cut_targets", "targets cut to --max_target_length"),
-                ("empty_rows", "rows without text left out")) if total[name]]
+                *((name, f"rows {what} left out") for name, what in LEFT_OUT.items())) if total[name]]
             log.info("%-10s %-24s %7d rows  %9d input tokens  %8d target tokens  from %s%s", role, item, total["rows"],
                      total["input_tokens"], total["target_tokens"], entries[0].source,
                      f"  ({', '.join(notes)})" if notes else "")

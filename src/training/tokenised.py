@@ -16,13 +16,13 @@ from src.files import locked
 from src.identity import short_hash
 from src.metrics import metric_names
 from src.tasks.rows import Selection, render_rows
-from src.tasks.template import Template
+from src.tasks.template import LEFT_OUT, Template
 
 if TYPE_CHECKING:
     import datasets
 
 BATCH = 1000  # rows rendered and tokenised at once
-FORMAT = 1  # counted up when what is stored changes, so that older files are not taken for new ones
+FORMAT = 2  # counted up when what is stored changes, so that older files are not taken for new ones
 GENERATION_MARGIN = 5  # tokens generated beyond the longest answer choice: a longer output could not match it anyway
 
 
@@ -31,7 +31,8 @@ class Prepared:
     """The selected rows of a task under one template, tokenised. `key` is a hash of all that decides them.
 
     `dataset` has the columns input_ids, labels and references (accepted answers); `counts` has rows, input_tokens,
-    target_tokens, cut_inputs, cut_targets (rows longer than allowed), longest_target (tokens), empty_rows (left out).
+    target_tokens, cut_inputs, cut_targets (rows longer than allowed), longest_target (tokens), and for each reason of
+    LEFT_OUT the rows left out.
     """
 
     template: Template
@@ -106,12 +107,13 @@ class Preparer:
         rows = selection.load()
         template.check_columns(rows[0][1], selection.rows.source)
         counts = dict.fromkeys(("rows", "input_tokens", "target_tokens", "cut_inputs", "cut_targets",
-                                "longest_target"), 0)
+                                "longest_target", *LEFT_OUT), 0)
         temporary = data.with_suffix(f".{os.getpid()}")
         try:
             with ArrowWriter(path=str(temporary), features=features) as writer:
                 for start in range(0, len(rows), BATCH):
-                    rendered = render_rows(selection, template, rows[start:start + BATCH])
+                    rendered, left_out = render_rows(selection, template, rows[start:start + BATCH])
+                    counts.update({name: counts[name] + number for name, number in left_out.items()})
                     if not rendered:
                         continue
                     inputs = self._tokenise([r.input for r in rendered])
@@ -127,9 +129,9 @@ class Preparer:
                     writer.write_batch({"input_ids": inputs, "labels": labels,
                                         "references": [list(r.references) for r in rendered]})
                 if not counts["rows"]:
-                    raise InputError(f"{selection.rows.source}: all {len(rows)} {selection.role} rows are without text "
-                                     f"under template {template.index} of task '{selection.task.name}'")
-                counts["empty_rows"] = len(rows) - counts["rows"]
+                    reasons = ", ".join(f"{counts[name]} {what}" for name, what in LEFT_OUT.items() if counts[name])
+                    raise InputError(f"{selection.rows.source}: all {len(rows)} {selection.role} rows are left out "
+                                     f"under template {template.index} of task '{selection.task.name}': {reasons}")
                 writer.finalize()
             temporary.replace(data)
             temporary.write_text(json.dumps(counts), encoding="utf-8")
