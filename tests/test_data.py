@@ -316,7 +316,14 @@ def test_evaluation_rows_longest_first(tmp_path, toy, tokenizer):
 def test_truncation(tmp_path, toy, tokenizer):
     prepared = prepare(toy, tmp_path, tokenizer, lengths=(7, 1))
     longest = max(map(len, prepared.dataset["input_ids"]))
-    assert longest == 7 and prepared.counts["cut_inputs"] == 10 and prepared.counts["cut_targets"] == 20
+    assert longest == 7 and prepared.counts["shortened_inputs"] == 10 and prepared.counts["cut_inputs"] == 0
+    assert prepared.counts["cut_targets"] == 20
+    other = prepare(toy, tmp_path, tokenizer, template=1, lengths=(8, 8))
+    assert all(tokenizer.decode(ids).endswith("Is it so ? </s>") for ids in other.dataset["input_ids"])
+    assert (other.counts["shortened_inputs"], other.counts["cut_inputs"]) == (5, 0)
+    bare = prepare(toy, tmp_path, tokenizer, lengths=(4, 8))  # less than the words of the template
+    assert (bare.counts["shortened_inputs"], bare.counts["cut_inputs"]) == (0, 20)
+    assert tokenizer.decode(bare.dataset[0]["input_ids"]) == "Is it so </s>"
     assert {ids[-1] for ids in prepared.dataset["input_ids"]} == {tokenizer.eos_token_id}
     assert set(map(tuple, prepared.dataset["labels"])) == {(tokenizer.eos_token_id,)}
     assert prepared.counts["input_tokens"] == sum(map(len, prepared.dataset["input_ids"]))

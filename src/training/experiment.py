@@ -112,6 +112,7 @@ def report_data(data: Data) -> None:
         for item, entries in by_item.items():
             total = {name: sum(entry.counts[name] for entry in entries) for name in entries[0].counts}
             notes = [f"{total[name]} {what}" for name, what in (
+                ("shortened_inputs", "inputs shortened to --max_source_length"),
                 ("cut_inputs", "inputs cut to --max_source_length"),
                 ("cut_targets", "targets cut to --max_target_length"),
                 *((name, f"rows {what} left out") for name, what in LEFT_OUT.items())) if total[name]]

@@ -16,7 +16,8 @@ from src.files import locked
 from src.identity import short_hash
 from src.metrics import metric_names
 from src.tasks.rows import Selection, render_rows
-from src.tasks.template import LEFT_OUT, Template
+from src.tasks.shorten import shorten
+from src.tasks.template import LEFT_OUT, Rendered, Template
 
 if TYPE_CHECKING:
     import datasets
@@ -31,8 +32,8 @@ class Prepared:
     """The selected rows of a task under one template, tokenised. `key` is a hash of all that decides them.
 
     `dataset` has the columns input_ids, labels and references (accepted answers); `counts` has rows, input_tokens,
-    target_tokens, cut_inputs, cut_targets (rows longer than allowed), longest_target (tokens), and for each reason of
-    LEFT_OUT the rows left out.
+    target_tokens, shortened_inputs (texts of the row), cut_inputs, cut_targets (at the end), longest_target (tokens),
+    and for each reason of LEFT_OUT the rows left out.
     """
 
     template: Template
@@ -106,8 +107,8 @@ class Preparer:
                              "references": Sequence(Value("string"))})
         rows = selection.load()
         template.check_columns(rows[0][1], selection.rows.source)
-        counts = dict.fromkeys(("rows", "input_tokens", "target_tokens", "cut_inputs", "cut_targets",
-                                "longest_target", *LEFT_OUT), 0)
+        counts = dict.fromkeys(("rows", "input_tokens", "target_tokens", "shortened_inputs", "cut_inputs",
+                                "cut_targets", "longest_target", *LEFT_OUT), 0)
         temporary = data.with_suffix(f".{os.getpid()}")
         try:
             with ArrowWriter(path=str(temporary), features=features) as writer:
@@ -118,6 +119,7 @@ class Preparer:
                         continue
                     inputs = self._tokenise([r.input for r in rendered])
                     labels = self._tokenise([r.target for r in rendered], target=True)
+                    counts["shortened_inputs"] += self._shorten(template, rendered, inputs)
                     inputs, cut_inputs = _cut(inputs, self.max_source_length, self.tokenizer.all_special_ids)
                     labels, cut_labels = _cut(labels, self.max_target_length, self.tokenizer.all_special_ids)
                     counts["rows"] += len(rendered)
@@ -138,6 +140,23 @@ class Preparer:
             temporary.replace(meta)  # last: the file counts as written once this is there
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _shorten(self, template: Template, rendered: list[Rendered], inputs: list[list[int]]) -> int:
+        """Put shortened inputs in place of those that are too long, where that is possible; return how many."""
+        def too_many(text: str) -> int:
+            return len(self._tokenise([text])[0]) - self.max_source_length
+
+        shorter = {}
+        for i, ids in enumerate(inputs):
+            if (excess := len(ids) - self.max_source_length) > 0:
+                whole = rendered[i].input
+                found = shorten(template, rendered[i].row,
+                                lambda text, whole=whole, excess=excess: excess if text == whole else too_many(text))
+                if found.input != whole:
+                    shorter[i] = found.input
+        for i, ids in zip(shorter, self._tokenise(list(shorter.values())) if shorter else [], strict=True):
+            inputs[i] = ids
+        return len(shorter)
 
     def _tokenise(self, texts: list[str], target: bool = False) -> list[list[int]]:
         return self.tokenizer(**{"text_target" if target else "text": texts}, verbose=False)["input_ids"]
