@@ -1,6 +1,7 @@
 """Rows and documents out of files, with errors of one line: text stays text, and every error has file and line."""
 
 import csv
+import io
 import json
 import re
 from collections import Counter
@@ -66,7 +67,7 @@ def _read_jsonl(path: Path) -> list[dict]:
 def _read_csv(path: Path) -> list[dict]:
     text = read_text(path)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # by default 131,072 signs, less than some articles
-    reader = csv.reader(_lines(text), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     columns, records, line = [], [], 1
     try:
         for record in reader:
@@ -88,11 +89,6 @@ def _read_csv(path: Path) -> list[dict]:
         raise InputError(f"{path}, line 1: no names of columns; a CSV file begins with them")
     values = [_convert(column) for column in zip(*records, strict=True)]
     return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
-
-
-def _lines(text: str) -> list[str]:
-    """Lines with their ends, divided as csv does: str.splitlines would also divide at form feeds and the like."""
-    return re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text)
 
 
 def _convert(column: Sequence[str]) -> list:
