@@ -18,6 +18,37 @@ def check_writable(what: str, place: Path) -> None:
         raise InputError(f"{what}: {place} is not a folder that may be written")
 
 
+def decode(data: bytes, where: str, line: int = 1) -> str:
+    """`data` as text, UTF-8 with or without a byte order mark; InputError with `where` and the line of what is not.
+
+    line: number of the first line of `data`.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line += data.count(b"\n", 0, error.start)
+        raise InputError(f"{where}, line {line}: not UTF-8: byte 0x{data[error.start]:02x} cannot be read; save "
+                         "the file as UTF-8") from error
+
+
+def read_bytes(path: Path, what: str = "") -> bytes:
+    """All of a file; InputError, beginning with `what` (or else the path), where it cannot be read."""
+    what = what or f"{path}: cannot be read"
+    try:
+        if path.exists() and not path.is_file() and path.parts[:2] != ("/", "dev"):  # a pipe would be waited for
+            raise InputError(f"{what}: not a file")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{what}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_text(path: Path, what: str = "") -> str:
+    """All of a text file, UTF-8 with or without a byte order mark; InputError as of `read_bytes` and `decode`."""
+    return decode(read_bytes(path, what), str(path))
+
+
 def write_whole(path: Path, text: str, sync_name: bool = False) -> None:
     """Write `path` so that it is either old or new, never half, also after a crash.
 

@@ -7,20 +7,43 @@ Nothing is downloaded: the classes of `evaluate` are subclassed here, not loaded
 import functools
 import math
 import string
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 Predictions = Sequence[str]
 References = Sequence[Sequence[str]]  # the accepted answers of each row, the gold target first
 Choices = Sequence[str]  # the task's fixed answer choices; empty where it has none
 
+_QUOTES = "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a"  # typographic ones
+_AT_ENDS = ".,;:!?'\"()[]{}" + _QUOTES
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 LOWER_IS_BETTER = ("loss",)  # computed by trainer.py for every item, as is gen_len
 
 
+def _bare_word(word: str) -> str:
+    """`word` without the punctuation at its ends; the point of `.5` stays, and all that is within: `1.5`, `don't`."""
+    bare = word.strip(_AT_ENDS)
+    return f".{bare}" if bare[:1].isdecimal() and word.partition(bare)[0].endswith(".") else bare
+
+
 def normalise(text: str) -> str:
-    """Lower case, without punctuation and extra space, as in SQuAD's evaluation but with articles kept."""
-    return " ".join(text.lower().translate(_NO_PUNCTUATION).split()) or text.strip()
+    """Lower case, single spaces, no punctuation at the ends of words; what carries meaning stays: `-1`, `C++`, `50%`.
+
+    A text of nothing but punctuation stays as it is, so that it does not equal empty text.
+    """
+    return " ".join(filter(None, map(_bare_word, text.lower().split()))) or " ".join(text.split())
+
+
+def colliding(choices: Choices) -> tuple[str, str] | None:
+    """The first two of `choices` that the metrics cannot tell apart, or None."""
+    seen: dict[str, str] = {}
+    for choice in choices:
+        key = normalise(choice)
+        if key in seen:
+            return seen[key], choice
+        seen[key] = choice
+    return None
 
 
 def exact_match(predictions: Predictions, references: References, choices: Choices = ()) -> float:
@@ -54,8 +77,13 @@ def _classes(predictions: Predictions, references: References, choices: Choices)
     return [index.get(lead(p), -1) for p in predictions], [index.get(lead(refs[0]), -1) for refs in references]
 
 
+def _squad_words(text: str) -> list[str]:
+    """Words in lower case without any ASCII punctuation: those of SQuAD's evaluation, but with articles kept."""
+    return text.lower().translate(_NO_PUNCTUATION).split() or text.split()
+
+
 def _token_f1(prediction: str, reference: str) -> float:
-    predicted, gold = normalise(prediction).split(), normalise(reference).split()
+    predicted, gold = _squad_words(prediction), _squad_words(reference)
     common = sum((Counter(predicted) & Counter(gold)).values())
     return 2 * common / (len(predicted) + len(gold)) if common else 0.0
 
@@ -120,15 +148,69 @@ def spearman(predictions: Predictions, references: References, choices: Choices 
     return _correlation("spearmanr", predictions, references)
 
 
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")  # scripts without space between words
+_LATIN = ("LATIN", "MODIFIER LETTER", "MICRO SIGN", "FEMININE", "MASCULINE")
+
+
+@functools.cache
+def _kind(sign: str) -> str:
+    """How a sign goes into words: ascii, latin (what else looks like it), mark, single, letter; empty: not at all."""
+    category, name = unicodedata.category(sign), unicodedata.name(sign, "")
+    if category[0] not in "LM" and category != "Nd":
+        return ""
+    if category[0] == "M":
+        return "mark"
+    return ("ascii" if sign.isascii() else "single" if name.startswith(_UNSPACED) else
+            "latin" if name.startswith(_LATIN) else "letter")
+
+
+def _words(text: str) -> Iterator[str]:
+    """Words of any script, or single characters where a script has no spaces between words.
+
+    In a text with ASCII letters the other Latin ones separate, as they do in rouge-score (`caf` of `café`).
+    """
+    text = unicodedata.normalize("NFC", text.lower())
+    dropped = ("latin", "mark") if any(_kind(sign) == "ascii" for sign in text) else ()
+    for word in "".join(sign if _kind(sign) else " " for sign in text).split():
+        piece = last = ""
+        for sign in word:
+            kind = _kind(sign)
+            if kind == "mark" and last in ("latin", "single", "letter") and last not in dropped:
+                piece += sign
+                continue
+            if piece and (kind != last or kind == "single"):
+                yield piece
+                piece = ""
+            last = kind
+            if kind not in dropped:
+                piece += sign
+        if piece:
+            yield piece
+
+
+class _AnyScript:
+    """A tokenizer for rouge-score: its own with stemming for ASCII words, `_words` for what it would drop."""
+
+    def __init__(self):
+        from rouge_score.tokenizers import DefaultTokenizer
+
+        self.stem = DefaultTokenizer(use_stemmer=True).tokenize
+
+    def tokenize(self, text: str) -> list[str]:
+        if text.isascii():
+            return self.stem(text)
+        return [token for word in _words(text) for token in (self.stem(word) if word.isascii() else [word])]
+
+
 @functools.cache
 def _rouge_scorer(name: str):
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer([name], use_stemmer=True)
+    return RougeScorer([name], tokenizer=_AnyScript())
 
 
 def _rouge(name: str, predictions: Predictions, references: References, choices: Choices = ()) -> float:
-    """Mean F-measure of ROUGE (Lin, 2004) with stemming, as the package rouge-score computes it."""
+    """Mean F-measure of ROUGE (Lin, 2004) with stemming, as the package rouge-score computes it; for any script."""
     scores = [_rouge_scorer(name).score_multi(refs, p)[name].fmeasure
               for p, refs in zip(predictions, references, strict=True)]
     return sum(scores) / len(scores)

@@ -2,11 +2,13 @@
 
 import re
 import unicodedata
+from collections.abc import Collection
 
 from src.cli import InputError
 
 SPLITS = ("valid", "test")  # of results
 MAX_NAME = 100  # bytes; leaves room for the suffixes within the 255 of a file name
+RULE = f"letters, digits, '_', '-' and '.', not beginning with '-' or '.', at most {MAX_NAME} bytes"
 
 
 def natural_order(name: str) -> list:
@@ -15,23 +17,32 @@ def natural_order(name: str) -> list:
     return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
 
 
-def task_of_template(item: str) -> str | None:
-    """The task of an item that is spelled like a template: `rte` of `rte_0`; None of `rte`."""
+def task_of_template(item: str, tasks: Collection[str] = ()) -> str | None:
+    """The task of an item that is spelled like a template: `rte` of `rte_0`; None of `rte`, and of one of `tasks`."""
     match = re.fullmatch(r"(.+)_-?\d+", item)
-    return match[1] if match else None
+    return match[1] if match and item not in tasks else None
 
 
-def _is_plain(sign: str) -> bool:
-    return sign in "_-." or unicodedata.category(sign)[0] in "LMN"  # letters of any script, their marks, digits
+def _allowed(sign: str) -> bool:
+    category = unicodedata.category(sign)
+    return sign in "_-." or category[0] in "LM" or category == "Nd"  # marks: the vowel signs of many scripts
 
 
-def check_name(where: str, name: str) -> None:
-    """Raise InputError, beginning with `where`, where `name` cannot be that of an item, or of a folder and files."""
-    if not name or name[0] in "-." or len(name.encode(errors="replace")) > MAX_NAME or not all(map(_is_plain, name)):
-        raise InputError(f"{where} '{name}' must be a plain file name: letters, digits, '_', '-' and '.', not first "
-                         f"'-' or '.', at most {MAX_NAME} bytes")
+def is_name(name: str) -> bool:
+    """Whether `name` may name a task, a template, a set of subsets, a run or a folder of results: RULE.
+
+    All of these stand in one list separated by spaces, in CSV cells, in file names and on command lines.
+    """
+    return all(map(_allowed, name)) and 0 < len(name.encode()) <= MAX_NAME and not name.startswith(("-", "."))
 
 
-def plain(text: str) -> str:
-    """`text` with '_' for each sign that no name may hold."""
-    return "".join(sign if _is_plain(sign) else "_" for sign in text)
+def check_name(what: str, name: str) -> None:
+    """Raise InputError, beginning with `what` (a flag, a file), where `name` is none."""
+    if not is_name(name):
+        raise InputError(f"{what} {name!r} must be a plain file name: {RULE}")
+
+
+def plain_name(text: str, longest: int = MAX_NAME) -> str:
+    """`text` made a name: `_` for each run of signs that none has, cut to `longest` bytes."""
+    name = re.sub("\0+", "_", "".join(sign if _allowed(sign) else "\0" for sign in text).strip("\0")).lstrip("-.")
+    return name.encode()[:longest].decode(errors="ignore") or "_"

@@ -30,7 +30,7 @@ from typing import Any
 from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script
 from src.files import check_writable, locked, write_whole
 from src.identity import short_hash
-from src.names import SPLITS, check_name, natural_order, plain
+from src.names import SPLITS, check_name, natural_order, plain_name
 from src.tables import Reading, Score, describe, read_table
 
 COLUMNS = ("run_id", "status", "seed", "item", "template", "template_hash", "content_hash", "trained_on",
@@ -199,7 +199,7 @@ def import_tables(results: Results, files: Iterable[str], how: Reading, command:
         if path.resolve() in derived:
             raise InputError(f"{path}: would be written over by what is derived from it; give another --save_name than "
                              f"{results.save_name}")
-        run_id = f"import-{plain(path.stem)[:40]}-{short_hash(str(path.resolve()))}"
+        run_id = f"import-{plain_name(path.stem, 40)}-{short_hash(str(path.resolve()))}"
         parts[run_id] = path, *read_table(path, how)
     _reject_known(results, parts)
     for run_id, (path, form, scores) in parts.items():

@@ -15,6 +15,7 @@ from math import comb
 from pathlib import Path
 
 from src.cli import InputError, did_you_mean
+from src.files import read_text
 from src.names import natural_order
 
 Subset = tuple[str, ...]
@@ -196,10 +197,7 @@ def read_subsets(path: Path, items: Sequence[str] | None, task: str | None = Non
 
     With `task`, a bare index `3` means that task's template: `rte_3`.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    lines = read_text(Path(path)).splitlines()
     found: dict[Subset, int] = {}
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].split()

@@ -1,7 +1,12 @@
 """The way of a row: found, rendered, tokenised once, cached, mixed."""
 
+import io
 import json
+import math
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,11 +22,13 @@ from transformers import PreTrainedTokenizerFast
 from src.cli import InputError
 from src.tasks import rows
 from src.tasks.catalogue import load_task
-from src.tasks.rows import find_rows, select_rows
-from src.tasks.task import task_items
+from src.tasks.read import read_rows
+from src.tasks.rows import _load_from_hub, find_rows, select_rows
+from src.tasks.task import Source, task_items
 from src.training import tokenised
 from src.training.experiment import Experiment
 from src.training.tokenised import Preparer, mix
+from tests.hub_stand_in import StandIn
 
 ROOT = Path(__file__).parent.parent
 TASK_DIR = ROOT / "data" / "tasks"
@@ -117,7 +124,8 @@ def test_local_formats_give_the_same(tmp_path):
     ([{"txt": "a", "label": 1}], r"train.jsonl: task 'toy', template 0 \(plain\) needs column 'text', which the rows "
                                  "lack; columns found: label, txt"),
     ([{"text": "a", "label": 1}, {"label": 1}], r"train.jsonl, row 2: .*field 'text' is missing"),
-    ([{"text": "a", "label": 1}, {"text": "b", "label": -1}], r"train.jsonl, row 2: .*no gold label \(label = -1\)"),
+    ([{"text": "a", "label": None}, {"text": None, "label": 1}, {"text": "b", "label": -1}],
+     r"train.jsonl: all 3 train rows are left out under .*: 1 without text, 2 without a gold label"),
     ([{"text": "a", "label": 1}, ["a"]], "train.jsonl, line 2: a row must be a JSON object"),
     ([], "train.jsonl gives no train rows"),
 ])
@@ -137,6 +145,84 @@ def test_files_that_are_refused(tmp_path, toy):
     with pytest.raises(InputError, match=r"needs .*train\.jsonl .*found there: train\.json, validation"):
         select(toy, tmp_path)
     assert numbers(select(toy, tmp_path, ["validation"])["validation"]) == [1, 2, 3, 4, 5, 6]  # needs no training rows
+
+
+def read(folder, content, name="train.csv"):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_rows(path)
+
+
+def test_csv_keeps_text(tmp_path):
+    text = """id,text,label,code,share,flag,gap
+1,"a, ""b""
+c",-1,007,1.50,TRUE,
+20,NA,0,12,2,False,null
+"""
+    rows = [{"id": 1, "text": 'a, "b"\nc', "label": -1, "code": "007", "share": "1.50", "flag": "TRUE", "gap": None},
+            {"id": 20, "text": "NA", "label": 0, "code": "12", "share": "2", "flag": "False", "gap": "null"}]
+    assert read(tmp_path, text) == read(tmp_path, "\ufeff" + text.replace(",\n", ",\r\n")) == rows
+    for odd in ("1e3", "+4", "-0", "1 ", "1.0", "0x1", "1_0", "٣", "9" * 19):
+        assert [row["a"] for row in read(tmp_path, f"a,b\n4,x\n{odd},y\n")] == ["4", odd]
+    assert [row["a"] for row in read(tmp_path, "a,b\n4,x\n,y\n-12,z\n")] == [4, None, -12]
+    long = "a,b\n" + "".join(f"{i},{i}\n" for i in range(120_000)) + "x,1\n"  # one rule for files of any size
+    rows = read(tmp_path, long)
+    assert rows[0] == {"a": "0", "b": 0} and rows[-1] == {"a": "x", "b": 1} and rows[-2]["a"] == "119999"
+    assert read(tmp_path, f"a,b\n{'w ' * 200_000},1\n")[0]["a"].count("w") == 200_000
+    assert read(tmp_path, "a\n\nx\x0cy\n\n") == [{"a": "x\x0cy"}]
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("a,b\nx,1\n\"two\nlines\",2\ny,z,3\n", "train.csv, line 5: 3 fields, but the header has 2"),
+    ("a,b\n\nx\n", "train.csv, line 3: 1 fields, but the header has 2"),
+    ("a,b,a\n1,2,3\n", "train.csv, line 1: two columns are named 'a'"),
+    ("a,,b\n1,2,3\n", "train.csv, line 1: a column has no name"),
+    ('a,b\nx,"1\ny,2\n', "train.csv, line 2: not valid CSV: unexpected end of data"),
+    ("a,b\nx,1\nÉtienne,2\n".encode("latin-1"), "train.csv, line 3: not UTF-8: byte 0xc9"),
+    ("", "train.csv, line 1: no names of columns"),
+])
+def test_csv_that_is_refused(tmp_path, content, message):
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, content)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ('{"a": "x"}\n{"a": "y \\ud83d"}\n', r"line 2: half of a character \(a lone surrogate, .ud83d\)"),
+    ('{"a": 1}\n\n{"a": ' + "7" * 5000 + "}\n", "line 3: a number too long to be read"),
+    ('{"a": 1}\n{"a": ' + "[" * 99_999, "line 2: lists or mappings nested too deeply"),
+    (b'{"a": "x"}\n{"a": "na\xefve"}\n', "line 2: not UTF-8: byte 0xef"),
+])
+def test_jsonl_that_is_refused(tmp_path, content, message):
+    with pytest.raises(InputError, match=f"train.jsonl, {message}") as error:
+        read(tmp_path, content, "train.jsonl")
+    assert "\n" not in str(error.value)
+
+
+def test_other_files(tmp_path):
+    assert read(tmp_path, '\ufeff{"a": "\\ud83d\\ude00"}\r\n{"a": "x\u2028y"}', "train.jsonl") \
+        == [{"a": "\N{GRINNING FACE}"}, {"a": "x\u2028y"}]
+    with pytest.raises(InputError, match=r"train.parquet: cannot be read: .*Parquet"):
+        read(tmp_path, "no parquet", "train.parquet")
+    task = load_task("boolq", TASK_DIR)
+    (tmp_path / "boolq" / "train.csv").mkdir(parents=True)
+    (tmp_path / "boolq" / "train.jsonl").symlink_to("train.jsonl")
+    with pytest.raises(InputError, match=r"found there: train.csv, train.jsonl"):
+        find_rows(task, "train", tmp_path, tmp_path)
+
+
+def test_rows_without_labels_are_left_out_and_counted(tmp_path, toy, tokenizer):
+    labels = [0, None, 1, math.nan, -1, ""]
+    write(tmp_path, "train", [{"text": f"w{i}", "label": label} for i, label in enumerate(labels)])  # NaN in the JSON
+    pandas.DataFrame({"text": ["w1", "w2", "w3"], "label": [1.0, math.nan, 0.0]}).to_parquet(
+        tmp_path / "rows" / "toy" / "validation.parquet")
+    (tmp_path / "rows" / "toy" / "validation.jsonl").unlink()
+    prepared = prepare(toy, tmp_path, tokenizer)
+    assert (prepared.counts["rows"], prepared.counts["unlabelled_rows"], prepared.counts["empty_rows"]) == (2, 4, 0)
+    assert [tokenizer.decode(ids) for ids in prepared.dataset["labels"]] == ["no </s>", "yes </s>"]
+    prepared = prepare(toy, tmp_path, tokenizer, "validation")
+    assert (prepared.counts["rows"], prepared.counts["unlabelled_rows"]) == (2, 1)
+    write(tmp_path, "test", [{"text": "w1", "label": label} for label in (-1, -1, 1)])
+    assert select(toy, tmp_path, ("train", "test"))["test"].rows.source.endswith("test.jsonl")  # one label is enough
 
 
 def test_rows_without_text_are_left_out(tmp_path, toy, tokenizer):
@@ -232,7 +318,14 @@ def test_evaluation_rows_longest_first(tmp_path, toy, tokenizer):
 def test_truncation(tmp_path, toy, tokenizer):
     prepared = prepare(toy, tmp_path, tokenizer, lengths=(7, 1))
     longest = max(map(len, prepared.dataset["input_ids"]))
-    assert longest == 7 and prepared.counts["cut_inputs"] == 10 and prepared.counts["cut_targets"] == 20
+    assert longest == 7 and prepared.counts["shortened_inputs"] == 10 and prepared.counts["cut_inputs"] == 0
+    assert prepared.counts["cut_targets"] == 20
+    other = prepare(toy, tmp_path, tokenizer, template=1, lengths=(8, 8))
+    assert all(tokenizer.decode(ids).endswith("Is it so ? </s>") for ids in other.dataset["input_ids"])
+    assert (other.counts["shortened_inputs"], other.counts["cut_inputs"]) == (5, 0)
+    bare = prepare(toy, tmp_path, tokenizer, lengths=(4, 8))  # less than the words of the template
+    assert (bare.counts["shortened_inputs"], bare.counts["cut_inputs"]) == (0, 20)
+    assert tokenizer.decode(bare.dataset[0]["input_ids"]) == "Is it so </s>"
     assert {ids[-1] for ids in prepared.dataset["input_ids"]} == {tokenizer.eos_token_id}
     assert set(map(tuple, prepared.dataset["labels"])) == {(tokenizer.eos_token_id,)}
     assert prepared.counts["input_tokens"] == sum(map(len, prepared.dataset["input_ids"]))
@@ -397,6 +490,82 @@ def test_hub_out_of_reach(tmp_path, monkeypatch):
     assert "task 'boolq': no rows for split 'train'. There is no folder nowhere/boolq (--data_dir)" in message
     assert [line.split(":")[0].strip() for line in message.splitlines()[1:-1]] == [s.label for s in task.sources]
     rows._set_offline_where_out_of_reach.cache_clear()
+
+
+FROM_HUB = """
+import json, sys
+from src.cli import InputError
+from src.tasks.catalogue import load_task, task_names
+from src.tasks.rows import find_rows
+for name in task_names("tasks"):
+    for split in ("train", "validation", "test"):
+        try:
+            rows = find_rows(load_task(name, "tasks"), split, "nowhere", "cache" if name < "z" else "elsewhere")
+            found = rows and [rows.source, rows.fingerprint, [row["text"] for row in rows.load()]]
+        except InputError as error:
+            found = str(error)
+        print(json.dumps([name + " " + split, found]))
+"""
+
+
+def from_hub(folder, url, **sources):
+    """What a process of its own finds on the hub at `url` for tasks of these names and sources; its standard error."""
+    (folder / "tasks").mkdir(exist_ok=True)
+    for name, source in sources.items():
+        (folder / "tasks" / f"{name}.yaml").write_text(TOY.replace(
+            "fields:", f"sources: {json.dumps([source])}\nsplits: {{train: train, validation: dev}}\nfields:"))
+    environment = os.environ | {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT),
+                                "HF_HOME": str(folder / "home")}
+    done = subprocess.run([sys.executable, "-c", FROM_HUB], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return dict(map(json.loads, done.stdout.splitlines())), done.stderr
+
+
+def parquet(*texts):
+    file = io.BytesIO()
+    pandas.DataFrame({"text": texts, "label": [0] * len(texts)}).to_parquet(file)
+    return file.getvalue()
+
+
+CONVERTED = {
+    "data_en/train/0001.parquet": parquet("c"), "data_en/train/0000.parquet": parquet("a", "b"),
+    "data_en/dev/0000.parquet": parquet("d"), "data_en_hard/train/0000.parquet": parquet("e", "f"),
+    "data_en/train_small/0000.parquet": parquet("g"), "data_en_hard/partial-dev/0000.parquet": parquet("h"),
+    "data_en_hard/dev_x/0000.parquet": parquet("i"), ".gitattributes": b"", "data_en/train/readme.md": b"x",
+}
+
+
+def test_converted_files_of_the_hub(tmp_path):
+    """Exactly the files of one configuration and split, and again when the hub is gone."""
+    easy, hard, none, any_ = ({"path": "some/data", "revision": "refs/convert/parquet", **config} for config in (
+        {"config": "data_en"}, {"config": "data_en_hard"}, {"config": "data_e"}, {}))
+    with StandIn("some/data", CONVERTED) as hub:
+        found, _ = from_hub(tmp_path, hub.url, easy=easy, hard=hard, none=none, some=any_, zeasy=easy)
+    assert [found[f"easy {split}"] and found[f"easy {split}"][2] for split in ("train", "validation", "test")] \
+        == [["a", "b", "c"], ["d"], None]
+    assert found["easy train"][0] == "some/data (data_en, refs/convert/parquet)"
+    assert found["hard train"][2] == ["e", "f"] and found["hard validation"][2] == ["h"]  # partial-dev
+    assert len({found[f"{name} {split}"][1] for name in ("easy", "hard") for split in ("train", "validation")}) == 4
+    assert found["zeasy train"] == found["easy train"]  # where rows lie is no part of the fingerprint
+    assert "some/data (data_e, refs/convert/parquet): has no data_e/train/*.parquet" in found["none train"]
+    assert "has the split train in the configurations data_en, data_en_hard: name one" in found["some train"]
+    parts = sorted(name for name in CONVERTED if name.startswith(("data_en/train/0", "data_en/dev/")))
+    assert sorted(name for name in set(hub.asked) if name.startswith("data_en/")) == parts
+    assert not {"data_en/train_small/0000.parquet", "data_en_hard/dev_x/0000.parquet"} & set(hub.asked)
+
+    again, errors = from_hub(tmp_path, hub.url)
+    assert {name: rows for name, rows in again.items() if "easy" in name or "hard" in name} \
+        == {name: rows for name, rows in found.items() if "easy" in name or "hard" in name}
+    assert "the hub is out of reach" in errors
+
+
+def test_converted_files_of_the_only_configuration(tmp_path):
+    for name in ("default/train/0000.parquet", "default/train-x/0000.parquet"):
+        (tmp_path / "some/data" / name).parent.mkdir(parents=True)
+        (tmp_path / "some/data" / name).write_bytes(CONVERTED["data_en/train/0000.parquet"])
+    rows, _ = _load_from_hub(Source(str(tmp_path / "some/data"), None, "refs/convert/parquet"), "train",
+                             str(tmp_path / "cache"))
+    assert rows["text"][:] == ["a", "b"]
 
 
 # ---- mix -----------------------------------------------------------------------------------------------------------

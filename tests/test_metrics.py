@@ -7,7 +7,7 @@ import scipy.stats
 import sklearn.metrics
 from rouge_score.rouge_scorer import RougeScorer
 
-from src.metrics import METRICS, compute, metric_names, normalise
+from src.metrics import METRICS, colliding, compute, metric_names, normalise
 
 
 def score(name, predictions, references, choices=()):
@@ -17,13 +17,38 @@ def score(name, predictions, references, choices=()):
 
 @pytest.mark.parametrize(("text", "expected"), [
     ("  The Cat,\n sat. ", "the cat sat"),  # articles are kept
-    ("not_entailment", "notentailment"),
-    ("U.S.", "us"),
+    ("not_entailment.", "not_entailment"),
+    ("U.S.", "u.s"),
+    ("(.25)", ".25"),
+    ("\u201eEin \u00bbWort\u00ab.\u201c", "ein wort"),
     (" ?! ", "?!"),  # nothing but punctuation stays, so that it is not equal to empty text
     ("", ""),
 ])
 def test_normalise(text, expected):
     assert normalise(text) == expected
+
+
+SAME = [("The end.", "the  END"), ("(b)", "B"), ("\u2018left\u2019", "left"), ("[7]", "7"), ("$.75", "$.75."),
+        ("\"yes!\"", "yes"), ("3.0,", "3.0"), ("a : b", "a b"), ("\u00abOui\u00bb", "oui"), ("...why?", "why")]
+DIFFERENT = [("-7", "7"), ("2.75", "275"), (".75", "75"), ("3/4", "34"), ("F#", "F"), ("g++", "g"), ("12%", "12"),
+             ("can't", "cant"), ("1,000", "1.000"), ("+5", "5"), ("10:30", "1030"), ("x*y", "xy"), ("<b>", "b")]
+
+
+def test_exact_match_keeps_what_carries_meaning():
+    assert len(SAME) + len(DIFFERENT) >= 20
+    for name in ("exact_match", "accuracy"):
+        assert score(name, *zip(*SAME, strict=True)) == 1
+        assert score(name, *zip(*DIFFERENT, strict=True)) == 0
+    for one, other in SAME:
+        assert normalise(one) == normalise(other)
+    for one, other in DIFFERENT:
+        assert normalise(one) != normalise(other)
+
+
+def test_choices_that_the_metrics_cannot_tell_apart():
+    assert colliding(["left", "Right!", "up", "right"]) == ("Right!", "right")
+    assert colliding(["good", "good"]) == ("good", "good")
+    assert colliding(["?", "!"]) is None and colliding([]) is None
 
 
 def test_exact_match_takes_any_accepted_answer():
@@ -104,6 +129,28 @@ def test_rouge_as_in_rouge_score():
                 for p, refs in zip(predictions, references, strict=True)]
         assert score(name, predictions, references) == pytest.approx(sum(best) / 3)
     assert 0 < score("rouge2", predictions, references) < score("rouge1", predictions, references)
+
+
+@pytest.mark.parametrize(("text", "half"), [
+    ("机器学习很有趣", "机器学习"), ("إنه يوم جميل", "إنه يوم"), ("यह दिन सुंदर है", "यह दिन"), ("วันนี้อากาศดี", "วันนี้"),
+    ("これはペンです", "これは"), ("오늘 날씨가 좋다", "오늘 날씨가"), ("Это хороший день", "Это хороший"),
+    ("Ở đó", "đó")])
+def test_rouge_of_any_script(text, half):
+    for name in ("rouge1", "rougeL", *(["rouge2"] if " " not in half else [])):
+        assert score(name, [text], [text]) == 1
+    assert 0.5 <= score("rouge1", [half], [text]) < 1
+    assert score("rouge1", ["none of it"], [text]) == 0
+    # Vowel signs belong to their letters: words that differ by them alone are different.
+    assert score("rouge1", ["कि"], ["की"]) == 0
+
+
+def test_rouge_of_english_with_other_signs_is_unchanged():
+    gold = "Özil's café — “naïve” fans (in São Paulo) paid £5.50 for 30 m² at 20°C; José won 3\N{EN DASH}2 à Nice…"
+    predicted = "Fans in Sao Paulo paid 5.50 at Ozil's cafe, Jos won 2-3;"\
+                " Hawai\N{MODIFIER LETTER TURNED COMMA}i's naïveté was winning."
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    for name, expected in scorer.score(gold, predicted).items():
+        assert score(name, [predicted], [gold]) == pytest.approx(expected.fmeasure)
 
 
 def test_compute():

@@ -9,7 +9,7 @@ import pandas
 import pytest
 
 from src.cli import InputError
-from src.names import MAX_NAME, check_name, natural_order, plain
+from src.names import MAX_NAME, check_name, natural_order, plain_name, task_of_template
 from src.results import COLUMNS, NEWER, Results, main
 
 
@@ -135,16 +135,29 @@ def test_a_run_that_only_trained_is_completed(results):
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a/", ".hidden", "x" * (MAX_NAME + 1), "é" * 51,
-                                  "my task", "x#y", "-x", "@x", "a\nb", "a\tb", "a,b", "\ud800", "a\x00", "a\u200b"])
+                                  "my task", "x#y", "two words", "c#", "-x", "@x", "a\nb", "a\tb", "a,b", "\ud800",
+                                  "a\x00", "a\u200b", "x\udc80", "a\u2028"])
 def test_names_that_are_not_allowed(name):
     with pytest.raises(InputError, match="--save_name"):
         check_name("--save_name", name)
 
 
 def test_names_that_are_allowed():
-    for name in ("rte_0-1_t5-base", "wsc.fixed", "x" * MAX_NAME, "情感_2", "हिन्दी"):
+    for name in ("rte_0-1_t5-base", "wsc.fixed", "rte_-1", "x" * MAX_NAME, "é" * 50, "情感_2", "हिन्दी", "कीमत_2",
+                 "学习", "2"):
         check_name("--save_name", name)
-    assert plain("my model #2") == "my_model__2"
+
+
+@pytest.mark.parametrize(("text", "name"), [("GPT-3 style", "GPT-3_style"), ("a/b  (c)?", "a_b_c"), ("rte.x", "rte.x"),
+                                            ("-1", "1"), ("é" * 80, "é" * 50), ("学" * 40, "学" * 33), ("#", "_")])
+def test_any_text_as_a_name(text, name):
+    assert plain_name(text) == name
+    check_name("", name)
+
+
+def test_task_of_template():
+    assert task_of_template("squad_3") == task_of_template("squad_-1") == "squad"
+    assert task_of_template("squad") is None and task_of_template("squad_3", ["squad", "squad_3"]) is None
 
 
 def test_natural_order():

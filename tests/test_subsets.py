@@ -120,3 +120,12 @@ def test_files(tmp_path):
         read_clusters(file, items, "rte")
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_subsets(tmp_path / "none.txt", items)
+
+
+def test_subset_files_in_other_encodings(tmp_path):
+    path = tmp_path / "subsets.txt"
+    path.write_bytes("\ufeffrte cb\r\nñu rte\r\n".encode())
+    assert read_subsets(path, None) == [("cb", "rte"), ("rte", "ñu")]
+    path.write_bytes("rte cb\nñu rte\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"subsets.txt, line 2: not UTF-8: byte 0xf1"):
+        read_subsets(path, None)

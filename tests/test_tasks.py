@@ -1,13 +1,23 @@
 """Task files: what is refused and where it says so, Natural Instructions, promptsource, rendering."""
 
 import json
+import math
+import os
+import time
+from collections import Counter
 from pathlib import Path
 
+import numpy
+import pandas
 import pytest
+from jinja2 import nodes
 
 from src.cli import InputError
-from src.tasks.catalogue import expand_names, load_task, task_names
-from src.tasks.template import EmptyRow
+from src.tasks import sandbox
+from src.tasks.catalogue import expand_names, load_task, main_metrics, task_names
+from src.tasks.shorten import shorten
+from src.tasks.task import instruction_items, task_items
+from src.tasks.template import AlikeChoices, EmptyRow, LeftOut, Unlabelled
 
 TASK_DIR = Path(__file__).parent.parent / "data" / "tasks"
 
@@ -108,6 +118,58 @@ def test_expand_names(tmp_path):
         expand_names(["@nowhere.txt"], TASK_DIR)
 
 
+@pytest.mark.parametrize("name", ["my task", "x#y", "-toy", "toy\x07", "t" * 101])
+def test_task_files_with_names_against_the_rule(tmp_path, name):
+    (tmp_path / "good.yaml").write_text(GOOD)
+    (tmp_path / f"{name}.yaml").write_text(GOOD)
+    assert expand_names(["g*d"], tmp_path) == ["good"]  # what is not asked for harms nobody
+    for use in (lambda: load_task(name, tmp_path), lambda: expand_names([name], tmp_path),
+                lambda: expand_names(["*"], tmp_path)):
+        with pytest.raises(InputError, match=r"\.yaml: the task name '.*' must be a plain file name: ") as error:
+            use()
+        assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_names_of_other_scripts(tmp_path):
+    for name in ("कीमत", "новости_2", "v1.5"):
+        load(tmp_path, GOOD.replace("name: first", f"name: {name}x"), f"{name}.yaml")
+        assert load_task(name, tmp_path).template(0).name == f"{name}x"
+    for name in ("a#b", "two words", "a/b", "-a", ".a"):
+        with pytest.raises(InputError, match=r"toy.yaml, line 9: templates\[0\].name: must be one word"):
+            load(tmp_path, GOOD.replace("name: first", f"name: '{name}'"))
+
+
+def test_a_task_named_like_a_template(tmp_path):
+    tasks = [load(tmp_path, GOOD, f"{name}.yaml") for name in ("squad", "squad_1", "squad_7")]
+    with pytest.raises(InputError, match=r"'squad_1' is both a task \(.*squad_1.yaml\) and template 1 of task 'squad'"):
+        task_items(tasks, [0])
+    with pytest.raises(InputError, match="'squad_1' is both"):
+        task_items(tasks[1::-1], [1])
+    assert [item.name for item in task_items(tasks[::2], [0, 1])] == ["squad", "squad_7"]  # squad has no template 7
+    assert [item.name for item in instruction_items(tasks[0], [0, 1, -1])] == ["squad_0", "squad_1", "squad_-1"]
+    assert main_metrics(["squad_1", "squad_0"], tmp_path) == {"squad_1": "accuracy", "squad_0": "accuracy"}
+    load(tmp_path, GOOD.replace("[accuracy]", "[f1]"), "squad_1.yaml")
+    assert main_metrics(["squad_1", "squad_0"], tmp_path) == {"squad_1": "f1", "squad_0": "accuracy"}
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("täsk".encode("latin-1"), r"list.txt, line 1: not UTF-8: byte 0xe4"),
+    (b"rte\n\ncb\n\xff", "line 4: not UTF-8: byte 0xff")])
+def test_lists_that_cannot_be_read(tmp_path, content, message):
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        expand_names([f"@{tmp_path}/list.txt"], TASK_DIR)
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfrte cb\r\n")
+    assert expand_names([f"@{tmp_path}/list.txt"], TASK_DIR) == ["rte", "cb"]
+    for name, make in (("pipe", os.mkfifo), ("folder", os.mkdir)):
+        make(tmp_path / name)
+        with pytest.raises(InputError, match="cannot read the list of tasks: not a file"):
+            expand_names([f"@{tmp_path}/{name}"], TASK_DIR)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="cannot read the list of tasks: "):
+        expand_names([f"@{tmp_path}/loop"], TASK_DIR)
+
+
 # ---- rows ----------------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +211,210 @@ def test_what_templates_raise_is_bad_input(tmp_path):
     unsafe = load(tmp_path, GOOD.replace("{{ premise }} So", "{{ premise.__class__.__mro__ }}")).template(0)
     with pytest.raises(InputError, match="unsafe"):
         unsafe.render(ROW)
+
+
+def template_of(folder, target="{{ answer_choices[label] }}", choices='["yes", "no"]', extra="", **parts):
+    text = GOOD.replace('"{{ answer_choices[label] }}"', json.dumps(target)).replace('["yes", "no"]', choices)
+    for old, new in parts.items():
+        text = text.replace(f"{{{{ {old} }}}} So", new)
+    return load(folder, text.replace("metrics:", f"{extra}metrics:")).template(0)
+
+
+@pytest.mark.parametrize("value", [None, math.nan, pandas.NA, pandas.NaT, numpy.float32("nan"), "", " \n", [], [""],
+                                   [None, ""], {"text": [], "start": []}])
+def test_what_is_no_gold_answer(tmp_path, value):
+    for target in ("{{ answer_choices[label] }}", "{{ label }}", "{{ label | join(', ') }}", "{{ label.text[0] }}",
+                   "{% if label == 'a' %}yes{% else %}no{% endif %}", "{{ answer_choices[label | int - 1] }}"):
+        template = template_of(tmp_path, target)
+        assert not template.is_labelled({**ROW, "label": value})
+        with pytest.raises(Unlabelled, match=r"the row has no gold label \(label = "):
+            template.render({**ROW, "label": value})
+
+
+def test_gold_answers_with_gaps(tmp_path):
+    template = template_of(tmp_path, "{{ golds[0] }}", extra='references: "golds or [other]"\n')
+    assert template.render({**ROW, "golds": ["a", "", None, " b", math.nan], "other": None}).references == ("a", "b")
+    for golds in ([None, "b"], [math.nan, "b"]):
+        with pytest.raises(Unlabelled, match="the target is null"):  # and not the text None or nan
+            template.render({**ROW, "golds": golds, "other": "c"})
+    optional = template_of(tmp_path, "{{ gold }}{% if why %} because {{ why }}{% endif %}")
+    assert [optional.render({**ROW, "gold": "a", "why": why}).target for why in ("b", "", None)] \
+        == ["a because b", "a", "a"]
+
+
+def test_minus_one_is_a_label_where_it_is_no_index(tmp_path):
+    for target, label, text in (("{{ label }}", -1.0, "-1.0"), ("{{ label * 2 }}", -1, "-2"),
+                                ("{{ label }}", -3, "-3"), ("{{ {-1: 'bad', 1: 'good'}[label] }}", -1, "bad"),
+                                ("{{ answer_choices[-1] }}", 0, "no")):
+        template = template_of(tmp_path, target)
+        assert template.is_labelled({**ROW, "label": label})
+        assert template.render({**ROW, "label": label}).target == text
+    for target in ("{{ answer_choices[label] }}", "{{ ['a', 'b'][label] }}", "{{ answer_choices[label | int] }}",
+                   "{{ (answer_choices | list)[label] }}"):
+        for label in (-1, -1.0, -100):
+            assert not template_of(tmp_path, target).is_labelled({**ROW, "label": label})
+    counted_from_one = template_of(tmp_path, "{{ answer_choices[label | int - 1] }}")
+    with pytest.raises(InputError, match="has no element -1") as error:  # and not the last choice
+        counted_from_one.render({**ROW, "label": "0"})
+    assert not isinstance(error.value, LeftOut)
+    assert template_of(tmp_path).render({**ROW, "label": 1.0}).target == "no"  # as pandas writes a column with gaps
+
+
+def test_choices_that_are_alike(tmp_path):
+    for choices, pair in (('["Up.", "down", "up"]', "'Up.' and 'up'"), ('["a  b", "c", "a b"]', "'a  b' and 'a b'")):
+        with pytest.raises(InputError, match=f"toy.yaml, line 5: answer_choices: {pair} are one answer"):
+            load(tmp_path, GOOD.replace('["yes", "no"]', choices))
+    with pytest.raises(InputError, match=r"line 12: templates.1..answer_choices: 'T' and '\(t\)' are one"):
+        load(tmp_path, GOOD.replace('["true", "false"]', '["T", "(t)"]'))
+    template = template_of(tmp_path, choices='"[a, b]"')
+    assert template.render({**ROW, "a": "-2", "b": "2"}).target == "-2"
+    with pytest.raises(AlikeChoices, match="the answer choices 'Ann' and 'ann!' are alike"):
+        template.render({**ROW, "a": "Ann", "b": "ann!"})
+    outputs = [{"input": f"{i}", "output": [("Up", "up", "down")[i % 3]]} for i in range(9)]
+    task = load(tmp_path, json.dumps(natural_instructions(Instances=outputs)), "other.json")
+    assert task.template(0).answer_choices == () and task.metrics == ("exact_match",)
+
+
+ENDLESS = ["{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
+           "{% set ns = namespace(t='ab') %}{% for i in range(99) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}{{ ns.t }}",
+           "{% set ns = namespace(t='ab') %}{% for i in range(99) %}{% set ns.t = ns.t + ns.t %}{% endfor %}{{ ns.t }}",
+           "{{ 'ab' * 10 ** 9 }}", "{{ [1] * 10 ** 9 }}", "{{ 10 ** 9 * [premise] }}", "{{ 7 ** (7 ** 9) }}",
+           "{{ (2 ** 90000) * (2 ** 90000) }}", "{{ '%900000000d' % 1 }}", "{{ '%*d' % (900000000, 1) }}",
+           "{{ '%900000000d' | format(1) }}", "{{ '{:900000000}'.format(1) }}", "{{ 'a'.ljust(10 ** 9) }}",
+           "{{ premise.zfill(10 ** 9) }}", "{{ premise | center(10 ** 9) }}", "{{ premise | indent(10 ** 9) }}",
+           "{{ ('ab' * 10 ** 6) | replace('a', 'ab' * 10 ** 6) }}", "{{ ('a' * 10 ** 6).replace('', 'b' * 10 ** 4) }}",
+           "{{ (['a' * 10 ** 6] * 10 ** 4) | join }}", "{{ ''.join(['a' * 10 ** 6] * 10 ** 4) }}",
+           "{% set a = 'b' * 10 ** 6 %}{% for i in range(9000) %}{{ a }}{% endfor %}",
+           "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ [1] | batch(10 ** 9, 'a') | list }}"]
+
+
+@pytest.mark.parametrize("source", ENDLESS)
+def test_templates_without_end(tmp_path, monkeypatch, source):
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.3)
+    start = time.process_time()
+    template = load(tmp_path, GOOD.replace('"{{ premise }} So {{ hypothesis }}?"', json.dumps(source + "{{ premise }}"))
+                    ).template(0)
+    with pytest.raises(InputError, match=r"^task 'toy', template 0 \(first\): .*") as error:
+        template.render(ROW)
+    assert time.process_time() - start < 2 and "\n" not in str(error.value)
+    assert template_of(tmp_path).render(ROW).target == "yes"  # nothing is left behind
+
+
+def test_the_limits_leave_usual_templates_alone(tmp_path):
+    usual = "{{ '%.1f' % 2.25 }} {{ 3 * 'ab' }} {{ 2 ** 10 }} {{ ['a', 'b'] | join('-') }} " \
+            "{{ ', '.join(['a', 'b']) }} {{ 'x' | center(3) }} {{ 'aXa' | replace('X', '-') }} {{ [1] + [2] }} " \
+            "{{ 'a' ~ 1 }} {{ '%s!' | format(1) }}"
+    template = template_of(tmp_path, premise=usual.replace('"', '\\"'))
+    assert template.render(ROW).input == "2.2 ababab 1024 a-b a, b  x  a-a [1, 2] a1 1! It is wet.?"
+
+
+def test_deep_and_huge_files(tmp_path):
+    bomb = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+    merges = bomb.replace(" [", "\n  <<: [")
+    for text, message in ((bomb, "more than 200,000 values with what aliases"), (merges, "more than 200,000 values"),
+                          ("a: &a [1, *a]\n", "line 1: an alias .* within what it stands for"),
+                          ("a: " + "[" * 5000, "nested too deeply"), ("a: 1\n" * 500_000, "2,500,000 characters"),
+                          ("a: " + "9" * 5000, "toy.yaml: .*digits"), ("a: 2020-13-45", "toy.yaml: month"),
+                          (GOOD.replace("{{ premise }} So", "{{ " + "(" * 900 + "1" + ")" * 900 + " }}"), "line 10: "),
+                          (GOOD.replace("{{ premise }} So", "{{ " + "9" * 5000 + " }}"), "line 10: templates")):
+        start = time.process_time()
+        with pytest.raises(InputError, match=message) as error:
+            load(tmp_path, text)
+        assert "\n" not in str(error.value) and time.process_time() - start < 5
+    (tmp_path / "toy.yaml").write_bytes(b"description: caf\xe9\n")
+    with pytest.raises(InputError, match=r"toy.yaml, line 1: not UTF-8: byte 0xe9"):
+        load_task("toy", tmp_path)
+    assert load(tmp_path, "\ufeff" + GOOD).name == "toy"
+    for text, message in (("[" * 100_000, "deep.json, line 1: lists or mappings nested too deeply"),
+                          ('{"Definition":\n ' + "9" * 5000 + "}", "deep.json, line 1: a number too long"),
+                          (json.dumps(natural_instructions(Definition="a \udc80")), r"half of a character .*\\udc80")):
+        with pytest.raises(InputError, match=message):
+            load(tmp_path, text, "deep.json")
+    assert load(tmp_path, "\ufeff" + json.dumps(natural_instructions()), "deep.json").name == "deep"
+
+
+# ---- inputs that are too long --------------------------------------------------------------------------------------
+
+
+def over(limit):
+    """A function for shorten that counts words, with the list of what it was asked."""
+    asked = []
+
+    def too_many(text):
+        asked.append(text)
+        return len(text.split()) - limit
+
+    return too_many, asked
+
+
+def literals(source):
+    """What a template always writes: its texts outside conditions and loops."""
+    return [" ".join(data.data.split()) for node in sandbox.parse(source).body if isinstance(node, nodes.Output)
+            for data in node.nodes if isinstance(data, nodes.TemplateData)]
+
+
+@pytest.mark.parametrize("name", ["boolq", "multirc", "samsum", "xsum", "imdb", "fullwiki", "record", "web_nlg_en",
+                                  "mnli"])
+def test_the_words_of_a_template_survive(name):
+    task = load_task(name, TASK_DIR)
+    row = json.loads((TASK_DIR.parent.parent / "tests/rows" / name / "train.jsonl").read_text("utf-8").splitlines()[0])
+
+    def longer(value):
+        if isinstance(value, list):
+            return [longer(part) for part in value] * (1 if isinstance(value[0], list) else 20)
+        if isinstance(value, dict):
+            return {key: longer(part) for key, part in value.items()}
+        return " ".join([value] * 400) if isinstance(value, str) and len(value) > 30 else value
+
+    for template in (task.bare, *task.templates):
+        shortenable = sandbox.variables(template.input) - template.answer_variables
+        long = {key: longer(value) if key in shortenable else value for key, value in row.items()}
+        whole = template.render(long)
+        too_many, asked = over(120)
+        found = shorten(template, long, too_many)
+        if len(whole.input.split()) > 120:
+            assert 90 < len(found.input.split()) <= 120 and len(asked) <= 9, (template.name, len(found.input.split()))
+            text, at = " ".join(found.input.split()), 0
+            for part in literals(template.input):  # each after the one before
+                at = text.find(part, at) + len(part)
+                assert at >= len(part), (template.name, part)
+        else:
+            assert found == whole and len(asked) == 1
+        assert (found.target, found.references) == (whole.target, whole.references)
+
+
+def test_the_longest_text_is_shortened_first(tmp_path):
+    template = template_of(tmp_path, premise="{{ premise }} / {{ third }} /")
+    row = {**ROW, "premise": "p " * 300, "hypothesis": "h " * 100, "third": "t " * 20}
+    words = {limit: Counter(shorten(template, row, over(limit)[0]).input.split()) for limit in (300, 150, 40)}
+    assert words[300]["h"] == 100 and words[300]["t"] == 20 and 160 <= words[300]["p"] <= 180
+    assert words[150]["t"] == 20 and abs(words[150]["p"] - words[150]["h"]) <= 1 and 53 <= words[150]["p"] <= 64
+    assert max(words[40].values()) - min(words[40][name] for name in "pht") <= 1
+    assert all(count["/"] == 2 for count in words.values())
+
+
+def test_what_is_not_shortened(tmp_path):
+    for template, row in (
+            (template_of(tmp_path, "{{ premise }}", premise="{{ premise }}"), {**ROW, "premise": "p " * 90}),
+            (template_of(tmp_path, premise="{% if kind == 'k ' * 90 %}so{% endif %}{{ kind }}"),
+             {**ROW, "kind": "k " * 90, "hypothesis": ""}),  # it is asked for
+            (template_of(tmp_path, premise="{{ 'word ' * 90 }}"), ROW),  # even without any text it is too long
+            (template_of(tmp_path, premise="{{ numbers | join(' ') }}"),
+             {**ROW, "numbers": [*range(90)], "hypothesis": ""})):
+        assert shorten(template, row, over(50)[0]) == template.render(row)
+    fragile = template_of(tmp_path, premise="{{ premise.split()[40] }} {{ premise }}")  # needs 41 words of it
+    row = {**ROW, "premise": "p " * 100}
+    assert len(shorten(fragile, row, over(60)[0]).input.split()) <= 60
+    assert shorten(fragile, row, over(20)[0]) == fragile.render(row)
+
+
+def test_lists_lose_their_ends(tmp_path):
+    template = template_of(
+        tmp_path, premise="{% for name, text in zip(d.name, d.text) %}[{{ name }}] {{ text }} {% endfor %}")
+    row = {**ROW, "d": {"name": [f"n{i}" for i in range(30)], "text": [f"a{i} b{i} c{i}" for i in range(30)]}}
+    found = shorten(template, row, over(60)[0]).input.split()
+    assert 45 <= len(found) <= 60 and found[:8] == ["[n0]", "a0", "b0", "c0", "[n1]", "a1", "b1", "c1"]
+    assert found[-3:] == ["It", "is", "wet.?"]
 
 
 # ---- other people's formats ----------------------------------------------------------------------------------------

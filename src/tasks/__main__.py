@@ -9,7 +9,7 @@ from src.cli import InputError, print_table, run_as_script
 from src.tasks.catalogue import expand_names, load_task, task_names
 from src.tasks.rows import Selection, find_rows, render_rows, source_hint
 from src.tasks.task import GROUPS, SPLITS, Task
-from src.tasks.template import NO_INSTRUCTION, Template
+from src.tasks.template import LEFT_OUT, NO_INSTRUCTION, AlikeChoices, LeftOut, Template
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,8 +68,12 @@ def _show(args) -> int:
     for template in templates:
         template.check_columns(rows.load()[0], rows.source)
         for number, row in list(enumerate(rows.load(), 1))[:args.rows]:
-            rendered = template.render(row)
             print(f"\n--- template {template.index} ({template.name}), row {number}")
+            try:
+                rendered = template.render(row)
+            except LeftOut as error:
+                print(f"left out: {error}")
+                continue
             for kind, text in (("input", rendered.input), ("target", rendered.target)):
                 count = f" [{len(tokenizer(text).input_ids)} tokens]" if tokenizer else ""
                 print(f"{kind}{count}: {text}")
@@ -130,18 +134,20 @@ def _check_rows(task: Task, split: str, data_dir: str) -> tuple[int, list[str]]:
     for template in (*task.templates, task.bare):
         try:
             template.check_columns(numbered[0][1], rows.source)
-            rendered = render_rows(selection, template, numbered)
+            rendered, left_out = render_rows(selection, template, numbered)
         except InputError as error:
             failures.append(str(error))
             continue
-        failures += _wrong_targets(template, rows.source, rendered, len(numbered), split)
+        failures += _wrong_targets(template, rows.source, rendered, left_out, len(numbered), split)
     return len(numbered), failures
 
 
-def _wrong_targets(template: Template, source: str, rendered: list, rows: int, split: str) -> Iterator[str]:
+def _wrong_targets(template: Template, source: str, rendered: list, left_out: dict[str, int], rows: int,
+                   split: str) -> Iterator[str]:
     where = f"{source}: task '{template.task}', template {template.index} ({template.name})"
-    if len(rendered) < rows:
-        yield f"{where}: {rows - len(rendered)} of {rows} rows are without text"
+    for counter, number in left_out.items():
+        if counter != AlikeChoices.counter or number == rows:  # a few such rows are in good data sets, too
+            yield f"{where}: {number} of {rows} rows are left out: {LEFT_OUT[counter]}"
     if isinstance(template.answer_choices, tuple) and template.answer_choices:
         targets = {row.target for row in rendered}
         for wrong in sorted(targets - set(template.answer_choices))[:3]:

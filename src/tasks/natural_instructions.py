@@ -6,20 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from src.cli import InputError
+from src.files import read_text
+from src.metrics import colliding
+from src.tasks.read import parse_json
 from src.tasks.task import SPLITS, Task
 from src.tasks.template import NO_INSTRUCTION, Template
 
 NATURAL_INSTRUCTIONS_SEED = 0  # divides a Natural Instructions file's instances into splits, the same for everybody
 MAX_INFERRED_CHOICES = 10  # a Natural Instructions task with at most this many distinct outputs is a classification
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not a whole JSON file ({error.msg}); is it cut off?") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def _as_list(value: Any) -> list:
@@ -28,7 +22,7 @@ def _as_list(value: Any) -> list:
 
 def load_natural_instructions(path: Path) -> Task:
     """A task of Super-NaturalInstructions (Wang et al., 2022): its definitions are the templates."""
-    data = _read_json(path)
+    data = parse_json(read_text(path), path, broken="not a whole JSON file ({}); is it cut off?")
     for key in ("Definition", "Instances"):
         if not isinstance(data, dict) or not data.get(key):
             raise InputError(f"{path}: field '{key}' is missing or empty; a Natural Instructions file has "
@@ -42,7 +36,8 @@ def load_natural_instructions(path: Path) -> Task:
         if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
             raise InputError(f"{path}: Instances[{i}] needs 'input' and 'output' that are texts and not empty")
         outputs.update(text.strip() for text in texts[1:])
-    choices = tuple(sorted(outputs)) if len(outputs) <= MAX_INFERRED_CHOICES else ()
+    # `Yes` beside `yes` is no choice, but answers written by several people.
+    choices = tuple(sorted(outputs)) if len(outputs) <= MAX_INFERRED_CHOICES and not colliding(sorted(outputs)) else ()
 
     def template(index: int, name: str, source: str) -> Template:
         return Template(path.stem, index, name, source, "{{ output[0] }}", choices, "output")
@@ -50,7 +45,7 @@ def load_natural_instructions(path: Path) -> Task:
     return Task(
         name=path.stem, description=definitions[0].strip().partition("\n")[0],
         sources=(), splits={split: split for split in SPLITS}, rows={},
-        fields=("input",), metrics=("exact_match",) if choices else ("rougeL",),
+        fields=("input",), metrics=("exact_match",) if len(outputs) <= MAX_INFERRED_CHOICES else ("rougeL",),
         # json.dumps makes the definition a Jinja string literal, so that braces in it stay text
         templates=tuple(template(i, f"definition_{i}", "{{ " + json.dumps(text.strip(), ensure_ascii=False)
                                  + " }}\n\n{{ input }}") for i, text in enumerate(definitions)),

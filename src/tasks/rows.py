@@ -1,20 +1,29 @@
 """The rows of a task: found in its file, in a folder or on the hub; selected for a role; rendered."""
 
 import functools
+import glob
 import hashlib
 import itertools
-import json
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from src.cli import InputError, warn
+from src.files import read_bytes, read_text
 from src.identity import short_hash
-from src.tasks.task import Task
-from src.tasks.template import EmptyRow, Rendered, Template
+from src.tasks.read import read_rows
+from src.tasks.task import Source, Task
+from src.tasks.template import LeftOut, Rendered, Template
 
+if TYPE_CHECKING:
+    import datasets
+
+CONVERTED = "refs/convert/parquet"  # the branch on which the hub keeps every data set as parquet files
 SUFFIXES = ("jsonl", "csv", "parquet")
+LOOKED_AT = 1000  # rows of a test split that are looked at for a gold label
 VALIDATION_SHARE = 0.2  # of the training rows at most, where validation is cut from them
 
 
@@ -42,13 +51,13 @@ def find_rows(task: Task, split: str, data_dir: str | Path, cache_dir: str | Pat
         InputError: no source has the split, or the local file cannot be read.
     """
     if task.embedded is not None:
-        return Rows(f"{task.path}", short_hash([task.path.read_text(encoding="utf-8"), split], 16),
+        return Rows(f"{task.path}", short_hash([read_text(task.path), split], 16),
                     lambda: task.embedded[split])
     folder = Path(data_dir) / task.name
     if folder.is_dir():
         path = next((p for suffix in SUFFIXES if (p := folder / f"{split}.{suffix}").is_file()), None)
         if path:
-            return Rows(str(path), hashlib.sha256(path.read_bytes()).hexdigest(), lambda: _read_file(path))
+            return Rows(str(path), hashlib.sha256(read_bytes(path)).hexdigest(), lambda: read_rows(path))
         if split == "test":
             return None
         found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
@@ -65,57 +74,61 @@ def source_hint(task: Task, data_dir: str | Path) -> str:
     return str(folder) if folder.is_dir() else f"hub: {task.sources[0].path}" if task.sources else "nowhere"
 
 
-def _read_file(path: Path) -> Sequence[dict]:
-    try:
-        if path.suffix == ".jsonl":
-            rows = []
-            with path.open(encoding="utf-8") as file:
-                for number, line in enumerate(file, 1):
-                    if not line.strip():  # mostly the last line
-                        continue
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise InputError(f"{path}, line {number}: a row must be a JSON object")
-                    rows.append(row)
-            return rows
-        if path.suffix == ".csv":
-            import pandas
-
-            # Nullable types keep whole numbers whole in a column with gaps.
-            frame = pandas.read_csv(path, keep_default_na=False, na_values=[""], dtype_backend="numpy_nullable")
-            return frame.astype(object).where(frame.notna(), None).to_dict("records")
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {number}: not valid JSON: {error.msg}") from error
-    except (OSError, ValueError) as error:
-        raise error if isinstance(error, InputError) else InputError(f"{path}: {error}") from error
-
-
 def _find_on_hub(task: Task, split: str, data_dir: str | Path, cache_dir: str | Path) -> Rows | None:
     if split not in task.splits:
         return None
-    import datasets
-
     failures = []
     for source in task.sources:
         check_hub(source.path)
         try:
-            # On the hub's branch of converted files a configuration is a folder.
-            config = "data_dir" if source.revision == "refs/convert/parquet" else "name"
-            rows = datasets.load_dataset(source.path, split=task.splits[split], revision=source.revision,
-                                         cache_dir=str(Path(cache_dir) / "hub"), **{config: source.config})
+            rows, fingerprint = _load_from_hub(source, task.splits[split], str(Path(cache_dir) / "hub"))
         except Exception as error:  # whatever goes wrong at one source, the next one is tried
             failures.append(f"  {source.label}: {str(error).strip().partition(chr(10))[0] or type(error).__name__}")
             continue
         expected = task.rows.get(split)
         if expected not in (None, len(rows)):
             warn(f"task '{task.name}': {source.label} has {len(rows)} {split} rows, {expected} were expected")
-        return Rows(source.label, rows._fingerprint, lambda rows=rows: rows)
+        return Rows(source.label, fingerprint, lambda rows=rows: rows)
     raise InputError("\n".join([f"task '{task.name}': no rows for split '{split}'. There is no folder "
                                 f"{Path(data_dir) / task.name} (--data_dir), and of its sources on the hub", *failures,
                                 "none could be loaded"]))
+
+
+def _load_from_hub(source: Source, split: str, cache_dir: str) -> tuple["datasets.Dataset", str]:
+    """Rows of a split and their fingerprint. Nothing that a data set brings is run: only its files are read."""
+    import datasets
+
+    if source.revision != CONVERTED:
+        rows = datasets.load_dataset(source.path, source.config, split=split, revision=source.revision,
+                                     cache_dir=cache_dir)
+        return rows, rows._fingerprint
+    commit, config, files = _converted_files(source, split, cache_dir)
+    rows = datasets.load_dataset("parquet", data_files={split: files}, split=split, cache_dir=cache_dir)
+    return rows, short_hash([source.path, commit, config, split], 16)
+
+
+def _converted_files(source: Source, split: str, cache_dir: str) -> tuple[str, str, list[str]]:
+    """Commit, configuration and local paths of exactly the files of one split on the hub's branch of converted files.
+
+    They lie there under <configuration>/<split>/, or <configuration>/partial-<split>/ where the hub has cut it. Where
+    the task file names no configuration there may be one only. Without the hub, what is cached is taken.
+    """
+    import huggingface_hub
+
+    config = glob.escape(source.config) if source.config else "*"
+    names = [glob.escape(split), f"partial-{glob.escape(split)}"]
+    folder, commit = Path(source.path), "local"
+    if not folder.is_dir():
+        folder = Path(huggingface_hub.snapshot_download(
+            source.path, repo_type="dataset", revision=source.revision, cache_dir=cache_dir,
+            allow_patterns=[f"{config}/{name}/*.parquet" for name in names]))
+        commit = folder.name
+    found = next((files for name in names if (files := sorted(folder.glob(f"{config}/{name}/*.parquet")))), [])
+    configs = sorted({path.parent.parent.name for path in found})
+    if len(configs) != 1:
+        raise InputError(f"has the split {split} in the configurations {', '.join(configs)}: name one" if configs else
+                         f"has no {source.config or '<configuration>'}/{split}/*.parquet")
+    return commit, configs[0], [str(path) for path in found]
 
 
 def check_hub(name: str) -> None:
@@ -191,7 +204,8 @@ def select_rows(task: Task, roles: Sequence[str], data_dir: str | Path, cache_di
     """
     find = functools.cache(lambda split: find_rows(task, split, data_dir, cache_dir))
     test = find("test") if "test" in roles else None
-    test_labelled = test is not None and all(map(task.bare.is_labelled, itertools.islice(test.load(), 1)))
+    test_labelled = test is not None and any(
+        map(task.bare.is_labelled, itertools.islice(test.load(), LOOKED_AT)))
     cut = validation_from_train
     if cut is None:
         cut = "test" in roles and not test_labelled
@@ -214,18 +228,19 @@ def select_rows(task: Task, roles: Sequence[str], data_dir: str | Path, cache_di
 # ---- render ---------------------------------------------------------------------------------------------------------
 
 
-def render_rows(selection: Selection, template: Template, rows: Sequence[tuple[int, dict]]) -> list[Rendered]:
-    """Render numbered rows; those without text are left out.
+def render_rows(selection: Selection, template: Template,
+                rows: Sequence[tuple[int, dict]]) -> tuple[list[Rendered], Counter]:
+    """Render numbered rows; also return how many were left out, by the counters of LEFT_OUT.
 
     Raises:
-        InputError: a row lacks a field or a label; names source, row, task and field.
+        InputError: a row lacks a field, or the template cannot be applied; names source, row, task and field.
     """
-    rendered = []
+    rendered, left_out = [], Counter()
     for number, row in rows:
         try:
             rendered.append(template.render(row))
-        except EmptyRow:
-            continue
+        except LeftOut as error:
+            left_out[error.counter] += 1
         except InputError as error:
             raise InputError(f"{selection.rows.source}, row {number}: {error}") from error
-    return rendered
+    return rendered, left_out

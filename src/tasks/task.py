@@ -24,7 +24,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows may come from on the hub: `load_dataset(path, config, revision=revision)`."""
+    """Where rows may come from on the hub; a loading script of the main branch is parquet at refs/convert/parquet."""
 
     path: str
     config: str | None = None
@@ -32,7 +32,8 @@ class Source:
 
     @property
     def label(self) -> str:
-        return self.path + (f" ({self.config})" if self.config else "")
+        details = ", ".join(filter(None, (self.config, self.revision)))
+        return self.path + (f" ({details})" if details else "")
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,27 @@ class Item:
 def instruction_items(task: Task, indices: Sequence[int]) -> list[Item]:
     """One item per template of one task."""
     templates = [task.template(index) for index in indices]
-    return [Item(template.item, task, (template,)) for template in templates]
+    return check_distinct([Item(template.item, task, (template,)) for template in templates])
 
 
 def task_items(tasks: Sequence[Task], indices: Sequence[int]) -> list[Item]:
     """One item per task, each under the same template indices."""
-    return [Item(task.name, task, tuple(task.template(index) for index in indices)) for task in tasks]
+    return check_distinct([Item(task.name, task, tuple(task.template(index) for index in indices)) for task in tasks])
+
+
+def check_distinct(items: list[Item]) -> list[Item]:
+    """Return `items`; raise InputError where one is named like another or like a template of another's task.
+
+    Scores are kept by these names: `news_0` would be the task of that name and template 0 of the task `news`.
+    """
+    owners: dict[str, Item] = {}
+    for item in items:
+        if owners.setdefault(item.name, item) is not item:
+            raise InputError(f"'{item.name}' is named twice; each item may be there once")
+    for item in items:
+        for template in (*item.task.templates, item.task.bare):
+            other = owners.get(template.item, item)
+            if other.task is not item.task:
+                raise InputError(f"'{template.item}' is both a task ({other.task.path}) and template {template.index} "
+                                 f"of task '{item.task.name}' ({item.task.path}): rename or leave out one of them")
+    return items

@@ -1,48 +1,101 @@
 """Templates: one row of a data set in, the texts that a model reads and should write out."""
 
 import functools
-import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import jinja2
-import jinja2.meta
-import jinja2.sandbox
+from jinja2 import nodes
 
 from src.cli import InputError
 from src.identity import short_hash
+from src.metrics import colliding
+from src.tasks.sandbox import NullPrinted, compile_expression, compile_template, in_time, is_null, parse, variables
 
 NO_INSTRUCTION = -1  # template index of the bare input
 
 
-def _choose(values: list) -> Any:
-    """promptsource's `choice` filter, made reproducible: the same list always gives the same element."""
-    return values[zlib.crc32(repr(values).encode()) % len(values)]
+class LeftOut(InputError):
+    """A row that cannot serve: it is left out, and counted under `counter`."""
+
+    counter = ""
 
 
-def _most_frequent(values: list) -> list:
-    """promptsource's `most_frequent` filter: the most frequent elements, in order of first appearance."""
-    top = max(map(values.count, values), default=0)
-    return [value for value in dict.fromkeys(values) if values.count(value) == top]
+class EmptyRow(LeftOut):
+    """A row without text: the hub's data sets hold a few."""
+
+    counter = "empty_rows"
 
 
-_JINJA = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
-_JINJA.globals.update(zip=zip, len=len, enumerate=enumerate)
-_JINJA.filters.update(choice=_choose, most_frequent=_most_frequent)
-compile_template = functools.cache(_JINJA.from_string)
-compile_expression = functools.cache(functools.partial(_JINJA.compile_expression, undefined_to_none=False))
+class Unlabelled(LeftOut):
+    """A row without a gold answer."""
+
+    counter = "unlabelled_rows"
+
+
+class AlikeChoices(LeftOut):
+    """A row with two answer choices of its own that the metrics cannot tell apart."""
+
+    counter = "alike_choices_rows"
+
+
+LEFT_OUT = {kind.counter: words for kind, words in (
+    (EmptyRow, "without text"), (Unlabelled, "without a gold label"),
+    (AlikeChoices, "with two answer choices that are alike"))}
+
+
+class AnswerChoices(tuple):
+    """The answer choices as templates see them: a whole float is an index, too; a negative one is none."""
+
+    def __getitem__(self, index):
+        if isinstance(index, float) and index.is_integer():
+            index = int(index)
+        if isinstance(index, int) and index < 0:
+            raise IndexError
+        return super().__getitem__(index)
+
+
+AnswerChoices.__module__ = "builtins"  # Jinja's message then says: AnswerChoices object has no element 2
+
+
+def _blank(value: Any) -> bool:
+    """Whether there is no text in a value: null, '', or lists and mappings of nothing else."""
+    if isinstance(value, str):
+        return not value or value.isspace()
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return is_null(value)
+    return all(map(_blank, value))
+
+
+def _names(node: nodes.Node) -> set[str]:
+    return {name.name for name in (node, *node.find_all(nodes.Name)) if isinstance(name, nodes.Name)}
 
 
 @functools.cache
-def variables(source: str, expression: bool = False) -> frozenset[str]:
-    """Names that the Jinja `source` takes from the row."""
-    tree = _JINJA.parse("{{ " + source + " }}" if expression else source)
-    return frozenset(jinja2.meta.find_undeclared_variables(tree)) - {"answer_choices"} - set(_JINJA.globals)
+def _index_names(source: str, expression: bool = False) -> tuple[frozenset[str], bool]:
+    """Names that are an index into the answer choices, or into a list written out; whether one counts from the end."""
+    names, from_end = set(), False
+    for found in parse(source, expression).find_all(nodes.Getitem):
+        if isinstance(found.node, (nodes.List, nodes.Tuple)) or "answer_choices" in _names(found.node):
+            names |= _names(found.arg)
+            from_end |= isinstance(found.arg, nodes.Neg)
+    return frozenset(names), from_end
 
 
-class EmptyRow(InputError):
-    """A row without text: the hub's data sets hold a few. It is left out and counted."""
+@functools.cache
+def _optional_names(source: str, expression: bool = False) -> frozenset[str]:
+    """Names that are asked whether they are there, as in `a or [b]`: they may be null or empty."""
+    asked = []
+    for found in parse(source, expression).find_all((nodes.If, nodes.CondExpr, nodes.Or, nodes.Not, nodes.Filter)):
+        if isinstance(found, (nodes.If, nodes.CondExpr)):
+            asked.append(found.test)
+        elif isinstance(found, nodes.Or):
+            asked += [found.left, found.right, *(found.right.items if isinstance(found.right, nodes.List) else ())]
+        elif isinstance(found, nodes.Not) or found.name in ("default", "d"):
+            asked.append(found.node)
+    return frozenset(node.name for node in asked if isinstance(node, nodes.Name))
 
 
 @dataclass(frozen=True)
@@ -52,6 +105,7 @@ class Rendered:
     input: str
     target: str
     references: tuple[str, ...]
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what it was made of
 
 
 @dataclass(frozen=True)
@@ -83,18 +137,34 @@ class Template:
 
     @functools.cached_property
     def target_variables(self) -> frozenset[str]:
-        """Columns that the target is made of: a row is unlabelled where one of them is null or negative."""
+        """Columns that the target is made of."""
         return variables(self.target)
 
     @functools.cached_property
-    def variables(self) -> frozenset[str]:
-        """Columns that the template reads."""
-        names = self.target_variables | variables(self.input)
+    def answer_variables(self) -> frozenset[str]:
+        """Columns that target, accepted answers and answer choices are made of."""
+        names = self.target_variables
         if self.references:
             names |= variables(self.references, expression=True)
         if isinstance(self.answer_choices, str):
             names |= variables(self.answer_choices, expression="|||" not in self.answer_choices)
         return names
+
+    @functools.cached_property
+    def variables(self) -> frozenset[str]:
+        """Columns that the template reads."""
+        return self.answer_variables | variables(self.input)
+
+    @functools.cached_property
+    def _optional(self) -> frozenset[str]:
+        sources = [(self.input, False), (self.target, False)] + ([(self.references, True)] if self.references else [])
+        return frozenset().union(*(_optional_names(*source) for source in sources))
+
+    @functools.cached_property
+    def _indices(self) -> tuple[frozenset[str], bool]:
+        sources = [(self.target, False)] + ([(self.references, True)] if self.references else [])
+        names, from_end = zip(*(_index_names(*source) for source in sources), strict=True)
+        return frozenset().union(*names), any(from_end) or _index_names(self.input)[1]
 
     def check_columns(self, columns: Iterable[str], where: str) -> None:
         """Raise InputError where `columns` lack one that the template reads."""
@@ -107,42 +177,75 @@ class Template:
             )
 
     def is_labelled(self, row: Mapping[str, Any]) -> bool:
-        """Whether the row has a gold label: the hub marks missing ones with null, or with -1."""
-        values = [row.get(name) for name in self.target_variables]
-        return not any(value is None or (isinstance(value, (int, float)) and value < 0) for value in values)
+        """Whether the row has a gold label."""
+        row = {**dict.fromkeys(self.target_variables), **row}
+        try:
+            self._check_label(row, "")
+            self.render(row)
+        except Unlabelled:
+            return False
+        except InputError:  # of another kind: said where the row is used
+            pass
+        return True
+
+    def _check_label(self, row: Mapping[str, Any], where: str) -> None:
+        """Raise Unlabelled where a column of the target is null, NaN or empty, or an index into the choices below 0."""
+        for name in self.target_variables:
+            value = row[name]
+            missing = _blank(value) and name not in self._optional
+            if not missing and name in self._indices[0]:
+                missing = value < 0 if isinstance(value, (int, float)) else value in ("-1", "-1.0")
+            if missing:
+                labels = ", ".join(f"{name} = {row[name]!r:.60}" for name in sorted(self.target_variables))
+                raise Unlabelled(f"{where}: the row has no gold label ({labels})")
 
     def render(self, row: Mapping[str, Any]) -> Rendered:
         """Render one row.
 
         Raises:
-            InputError: a column is missing, the row has no gold label, or the template cannot be applied to it.
-            EmptyRow: a column is null, or what is rendered is empty.
+            InputError: a column is missing, or the template cannot be applied to the row, or not within the limits.
+            LeftOut: the row has no gold label, a column is null, what is rendered is empty, or two answer choices that
+                are made of the row are alike.
         """
         where = f"task '{self.task}', template {self.index} ({self.name})"
-        missing = sorted(self.variables - row.keys())
-        if missing:
-            raise InputError(f"{where}: field '{missing[0]}' is missing (fields found: {', '.join(sorted(row))})")
-        if not self.is_labelled(row):
-            labels = ", ".join(f"{name} = {row[name]!r}" for name in sorted(self.target_variables))
-            raise InputError(f"{where}: the row has no gold label ({labels})")
-        for name in sorted(self.variables):
-            if row[name] is None:
+        if not self.variables <= row.keys():
+            missing = min(self.variables - row.keys())
+            raise InputError(f"{where}: field '{missing}' is missing (fields found: {', '.join(sorted(row))})")
+        self._check_label(row, where)
+        for name in self.variables:
+            if is_null(row[name]) and name not in self._optional:
                 raise EmptyRow(f"{where}: field '{name}' is null")
         try:
-            choices = self.answer_choices
-            if isinstance(choices, str) and "|||" in choices:
-                choices = tuple(choice.strip() for choice in compile_template(choices).render(row).split("|||"))
-            elif isinstance(choices, str):
-                choices = tuple(map(str, compile_expression(choices)(row)))
-            values = {**row, "answer_choices": choices}
-            source = compile_template(self.input).render(values).strip()
-            target = compile_template(self.target).render(values).strip()
-            references = compile_expression(self.references)(values) if self.references else [target]
-            # dict.fromkeys: data sets repeat an answer once for each annotator
-            references = tuple(dict.fromkeys(str(text).strip() for text in references))
+            choices, source, target, references = in_time(self._texts, row)
+        except LeftOut as error:
+            raise type(error)(f"{where}: {error}") from error
         except Exception as error:  # whatever the expressions of a task file raise
-            raise InputError(f"{where}: {error}") from error
-        if not source or not target or not all(references) or not references:
-            empty = "input" if not source else "target" if not target else "an accepted answer"
-            raise EmptyRow(f"{where}: {empty} is empty")
-        return Rendered(source, target, references)
+            raise InputError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        if isinstance(self.answer_choices, str) and (alike := colliding(choices)):
+            raise AlikeChoices(f"{where}: the answer choices '{alike[0]}' and '{alike[1]}' are alike")
+        if not source:
+            raise EmptyRow(f"{where}: input is empty")
+        if not target or not references:
+            raise Unlabelled(f"{where}: {'an accepted answer' if target else 'target'} is empty")
+        return Rendered(source, target, references, row)
+
+    def _texts(self, row: Mapping[str, Any]) -> tuple[tuple[str, ...], str, str, tuple[str, ...]]:
+        """Answer choices, input, target and accepted answers of a row."""
+        choices = self.answer_choices
+        if isinstance(choices, str) and "|||" in choices:
+            choices = tuple(choice.strip() for choice in compile_template(choices).render(row).split("|||"))
+        elif isinstance(choices, str):
+            choices = tuple(map(str, compile_expression(choices)(row)))
+        values = {**row, "answer_choices": choices if self._indices[1] else AnswerChoices(choices)}
+        try:
+            source = compile_template(self.input).render(values).strip()
+        except NullPrinted as error:
+            raise EmptyRow("a text of the input is null") from error
+        try:
+            target = compile_template(self.target).render(values).strip()
+        except NullPrinted as error:
+            raise Unlabelled("the target is null") from error
+        references = compile_expression(self.references)(values) if self.references else [target]
+        # dict.fromkeys: data sets repeat an answer once for each annotator
+        references = dict.fromkeys(str(text).strip() for text in references if not _blank(text))
+        return choices, source, target, tuple(references)

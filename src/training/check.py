@@ -26,8 +26,7 @@ def check_and_describe(experiment: Experiment) -> int:
             numbered = selection.load()[:FIRST_ROWS]
             for template in item.templates:
                 template.check_columns(numbered[0][1], selection.rows.source)
-                if not render_rows(selection, template, numbered):
-                    continue  # all of them without text; the whole split may hold others
+                render_rows(selection, template, numbered)
     print(ANSWER + json.dumps({
         "settings": experiment.identity, "config_hash": experiment.config_hash,
         "content": experiment.content(selections), "metrics": {item.name: item.metrics for item in experiment.items},

@@ -16,10 +16,11 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from src.cli import InputError, did_you_mean
 from src.files import check_writable
 from src.identity import model_content, settings_that_count, short_hash
-from src.names import MAX_NAME, plain
+from src.names import MAX_NAME, plain_name
 from src.results import Results
 from src.tasks.rows import Selection, select_rows
 from src.tasks.task import Item
+from src.tasks.template import LEFT_OUT
 from src.training.flags import DataArguments, ModelArguments, ResultArguments, TrainingArguments
 from src.training.model import load_model, load_tokenizer
 from src.training.tokenised import Prepared, Preparer
@@ -53,10 +54,10 @@ class Experiment:
     def save_name(self) -> str:
         """--save_name, or `<tasks>_<templates>_<model>`: too long for a file name, it is cut and ends in a hash."""
         tasks = "-".join(dict.fromkeys(item.task.name for item in self.items))
-        name = f"{tasks}_{'-'.join(map(str, self.data.indices()))}_{plain(Path(self.model.model_name_or_path).name)}"
+        name = f"{tasks}_{'-'.join(map(str, self.data.indices()))}_{Path(self.model.model_name_or_path).name}"
         if len(name.encode()) > MAX_NAME:
-            name = f"{name[:MAX_NAME // 2]}_{short_hash(name)}"
-        return self.result.save_name or name
+            name = f"{plain_name(name, MAX_NAME // 2)}_{short_hash(name)}"
+        return self.result.save_name or plain_name(name)
 
     @property
     def results(self) -> Results:
@@ -175,9 +176,10 @@ def report_data(data: Data) -> None:
         for item, entries in by_item.items():
             total = {name: sum(entry.counts[name] for entry in entries) for name in entries[0].counts}
             notes = [f"{total[name]} {what}" for name, what in (
+                ("shortened_inputs", "inputs shortened to --max_source_length"),
                 ("cut_inputs", "inputs cut to --max_source_length"),
                 ("cut_targets", "targets cut to --max_target_length"),
-                ("empty_rows", "rows without text left out")) if total[name]]
+                *((name, f"rows {what} left out") for name, what in LEFT_OUT.items())) if total[name]]
             log.info("%-10s %-24s %7d rows  %9d input tokens  %8d target tokens  from %s%s", role, item, total["rows"],
                      total["input_tokens"], total["target_tokens"], entries[0].source,
                      f"  ({', '.join(notes)})" if notes else "")

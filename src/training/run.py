@@ -17,7 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from src.cli import print_table, warn
 from src.files import write_whole
 from src.identity import short_hash
-from src.names import MAX_NAME, check_name, natural_order
+from src.names import MAX_NAME, check_name, natural_order, plain_name
 from src.results import Results
 from src.tasks.task import Item
 from src.training.check import check_and_describe
@@ -74,7 +74,7 @@ class Run:
         self.content = content
         self.trained_on = " ".join(sorted(experiment.names, key=natural_order)) if self.args.do_train else "none"
         self.trained_hash = short_hash(sorted(content.items())) if self.args.do_train else ""
-        name = self.args.run_name or (f"{self.results.save_name[:MAX_NAME // 2]}-"
+        name = self.args.run_name or (f"{plain_name(self.results.save_name, MAX_NAME // 2)}-"
                                       f"{short_hash([experiment.config_hash, sorted(content.items())])}")
         check_name("--run_name", name)
         self.run_id = f"{name}-s{self.args.seed}"

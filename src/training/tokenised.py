@@ -16,13 +16,14 @@ from src.files import locked
 from src.identity import short_hash
 from src.metrics import metric_names
 from src.tasks.rows import Selection, render_rows
-from src.tasks.template import Template
+from src.tasks.shorten import shorten
+from src.tasks.template import LEFT_OUT, Rendered, Template
 
 if TYPE_CHECKING:
     import datasets
 
 BATCH = 1000  # rows rendered and tokenised at once
-FORMAT = 1  # counted up when what is stored changes, so that older files are not taken for new ones
+FORMAT = 2  # counted up when what is stored changes, so that older files are not taken for new ones
 GENERATION_MARGIN = 5  # tokens generated beyond the longest answer choice: a longer output could not match it anyway
 
 
@@ -31,7 +32,8 @@ class Prepared:
     """The selected rows of a task under one template, tokenised. `key` is a hash of all that decides them.
 
     `dataset` has the columns input_ids, labels and references (accepted answers); `counts` has rows, input_tokens,
-    target_tokens, cut_inputs, cut_targets (rows longer than allowed), longest_target (tokens), empty_rows (left out).
+    target_tokens, shortened_inputs (texts of the row), cut_inputs, cut_targets (at the end), longest_target (tokens),
+    and for each reason of LEFT_OUT the rows left out.
     """
 
     template: Template
@@ -105,17 +107,19 @@ class Preparer:
                              "references": Sequence(Value("string"))})
         rows = selection.load()
         template.check_columns(rows[0][1], selection.rows.source)
-        counts = dict.fromkeys(("rows", "input_tokens", "target_tokens", "cut_inputs", "cut_targets",
-                                "longest_target"), 0)
+        counts = dict.fromkeys(("rows", "input_tokens", "target_tokens", "shortened_inputs", "cut_inputs",
+                                "cut_targets", "longest_target", *LEFT_OUT), 0)
         temporary = data.with_suffix(f".{os.getpid()}")
         try:
             with ArrowWriter(path=str(temporary), features=features) as writer:
                 for start in range(0, len(rows), BATCH):
-                    rendered = render_rows(selection, template, rows[start:start + BATCH])
+                    rendered, left_out = render_rows(selection, template, rows[start:start + BATCH])
+                    counts.update({name: counts[name] + number for name, number in left_out.items()})
                     if not rendered:
                         continue
                     inputs = self._tokenise([r.input for r in rendered])
                     labels = self._tokenise([r.target for r in rendered], target=True)
+                    counts["shortened_inputs"] += self._shorten(template, rendered, inputs)
                     inputs, cut_inputs = _cut(inputs, self.max_source_length, self.tokenizer.all_special_ids)
                     labels, cut_labels = _cut(labels, self.max_target_length, self.tokenizer.all_special_ids)
                     counts["rows"] += len(rendered)
@@ -127,15 +131,32 @@ class Preparer:
                     writer.write_batch({"input_ids": inputs, "labels": labels,
                                         "references": [list(r.references) for r in rendered]})
                 if not counts["rows"]:
-                    raise InputError(f"{selection.rows.source}: all {len(rows)} {selection.role} rows are without text "
-                                     f"under template {template.index} of task '{selection.task.name}'")
-                counts["empty_rows"] = len(rows) - counts["rows"]
+                    reasons = ", ".join(f"{counts[name]} {what}" for name, what in LEFT_OUT.items() if counts[name])
+                    raise InputError(f"{selection.rows.source}: all {len(rows)} {selection.role} rows are left out "
+                                     f"under template {template.index} of task '{selection.task.name}': {reasons}")
                 writer.finalize()
             temporary.replace(data)
             temporary.write_text(json.dumps(counts), encoding="utf-8")
             temporary.replace(meta)  # last: the file counts as written once this is there
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _shorten(self, template: Template, rendered: list[Rendered], inputs: list[list[int]]) -> int:
+        """Put shortened inputs in place of those that are too long, where that is possible; return how many."""
+        def too_many(text: str) -> int:
+            return len(self._tokenise([text])[0]) - self.max_source_length
+
+        shorter = {}
+        for i, ids in enumerate(inputs):
+            if (excess := len(ids) - self.max_source_length) > 0:
+                whole = rendered[i].input
+                found = shorten(template, rendered[i].row,
+                                lambda text, whole=whole, excess=excess: excess if text == whole else too_many(text))
+                if found.input != whole:
+                    shorter[i] = found.input
+        for i, ids in zip(shorter, self._tokenise(list(shorter.values())) if shorter else [], strict=True):
+            inputs[i] = ids
+        return len(shorter)
 
     def _tokenise(self, texts: list[str], target: bool = False) -> list[list[int]]:
         return self.tokenizer(**{"text_target" if target else "text": texts}, verbose=False)["input_ids"]
