@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from src.cluster.__main__ import make_parser as cluster_parser
 from src.estimate.compare import make_parser as compare_parser
-from src.estimate.flags import EstimateArguments
+from src.estimate.flags import ALWAYS, EstimateArguments
 from src.results import COLUMNS
 from src.sweep.flags import OLD_SPELLINGS, sweep_parser
 from src.tasks.catalogue import expand_names, load_task
@@ -65,7 +65,7 @@ def test_command(command, scratch):
     elif words[2:4] == ["src.estimate", "compare"]:
         compare_parser().parse_args(words[4:])
     elif words[2] == "src.estimate":
-        parse(MultitaskArguments, "", ["--do_train", *words[3:]], (EstimateArguments,))
+        parse(MultitaskArguments, "", [*ALWAYS, *words[3:]], (EstimateArguments,))
     else:
         assert words[:2] == ["python", "-m"]
         assert importlib.util.find_spec(f"{words[2]}.__main__" if words[2] != "src.results" else words[2])
