@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from src.files import write_whole
@@ -40,6 +40,11 @@ NO_CONTENT = ("optimizer", "scheduler", "rng_state", "trainer_state", "training_
 def short_hash(value, digits: int = 8) -> str:
     """The first hex digits of SHA-256 over a value that JSON can hold; what it cannot hold counts as its `str`."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:digits]
+
+
+def trained_hash(content: Mapping[str, str], members: Iterable[str]) -> str:
+    """Hash of what a training on `members` was of: their content, the hash of each item."""
+    return short_hash(sorted((item, content[item]) for item in members))
 
 
 def settings_that_count(settings: Mapping) -> dict:

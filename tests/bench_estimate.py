@@ -29,8 +29,8 @@ SWEEP = shlex.split("""
     --eval_steps 50 --save_steps 50 --lr 1e-3 --batch_size 32 --runs 2 --device cpu --jobs_per_device 2
     --task_set_name demo --save_name demo""")
 ESTIMATE = shlex.split("""
-    -m src.estimate --task_names demo_* --model_name_or_path data/models/tiny-t5 --per_device_train_batch_size 32
-    --save_name demo --use_cpu True""")
+    -m src.estimate --task_names demo_* --do_train False --per_device_train_batch_size 32 --save_name demo
+    --use_cpu True""")
 COMPARE = shlex.split("-m src.estimate compare --save_name demo")
 
 
@@ -54,7 +54,7 @@ def one_seed(seed: int) -> dict:
         cpu_seconds(["data/make_demo.py", f"{folder}/data"], folder)
         cpu_seconds([*START, *of_seed], folder)
         sweep = cpu_seconds([*SWEEP, "--model_name_or_path", start, *of_seed], folder)
-        estimate = cpu_seconds([*ESTIMATE, "--start_from", start, *of_seed], folder)
+        estimate = cpu_seconds([*ESTIMATE, "--model_name_or_path", start, *of_seed], folder)
         cpu_seconds(COMPARE, folder)
         result = json.loads(Path(folder, "results/demo_estimated/compare.json").read_text())
     cpu = result["costs"]["cpu_seconds"]  # the fits are those of 36 subsets; the rest is paid once

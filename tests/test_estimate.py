@@ -13,15 +13,15 @@ import psutil
 import pytest
 
 from src.cli import InputError
-from src.estimate import compare
-from src.estimate.__main__ import levels, spread
+from src.estimate import calibration, compare
+from src.estimate.calibration import item_scales, spread
 from src.results import Results
 from src.scores import oriented, rank_subsets, read_scores
 
 TASKS = ("demo_a1", "demo_a2", "demo_b1", "demo_b2")
 FLAGS = shlex.split(f"""--task_names {" ".join(TASKS)} --model_name_or_path data/models/tiny-t5 --downsample 40
     --per_device_train_batch_size 32 --max_steps 4 --learning_rate 5e-3 --disable_tqdm True --save_name x""")
-START = ["--start_from", "data/models/tiny-t5"]
+START = ["--do_train", "False"]
 
 
 def estimate(*arguments):
@@ -56,14 +56,11 @@ def pretend_true(scratch, seeds=(1,), noise=0.0):
                 "training": {"log": [{"total_flos": 1e9}]}})
 
 
-def test_scan_then_calibration_then_comparison(scratch, capsys):
-    assert estimate(*FLAGS, *START) == 0
-    assert "not calibrated on true subsets" in capsys.readouterr().out
-    assert record(scratch)["chosen_by"] == "scan"
+def test_calibration_then_comparison(scratch, capsys):
     assert estimate(*FLAGS, *START, "--strength", 63) == 0
     rows = scratch.rows("x_estimated")
     assert {row["status"] for row in rows} == {"estimated"}
-    assert len(rows) == 6 * 2 * 3  # pairs, members, metrics; the scan's rows are replaced
+    assert len(rows) == 6 * 2 * 3  # pairs, members, metrics
     assert {row["metric"] for row in rows} == {"loss", "exact_match", "accuracy"}
     assert all(len(row["trained_on"].split()) == 2 and row["item"] in row["trained_on"] for row in rows)
     pretend_true(scratch)
@@ -72,7 +69,7 @@ def test_scan_then_calibration_then_comparison(scratch, capsys):
     assert estimate(*FLAGS, *START, "--calibrate", 3) == 0
     captured = capsys.readouterr()
     assert "calibrated on 3 true subsets: 63 steps, relative error of their loss 0.0%" in captured.out
-    assert "which is neither" not in captured.err
+    assert "say little about it" not in captured.err
     found = record(scratch)
     assert (found["strength"], found["chosen_by"], len(found["calibrated_on"])) == (63, "calibration", 3)
     after = {row["trained_on"] + row["item"]: row["value"] for row in scratch.rows("x_estimated")
@@ -110,8 +107,8 @@ def test_calibration_subsets_hold_each_item():
     assert spread([], 5, 0) == []
 
 
-def test_levels_by_hand():
-    found = levels(["a", "a", "b"], np.log([2.0, 2.0, 1.0]))
+def test_item_scales_by_hand():
+    found = item_scales(["a", "a", "b"], np.log([2.0, 2.0, 1.0]))
     shared = 2 * np.log(2) / 4
     assert found[""] == pytest.approx(np.exp(shared))
     assert found["a"] == pytest.approx(np.exp(shared + 2 * (np.log(2) - shared) / 3))
@@ -130,13 +127,20 @@ def test_training_and_gradients_are_done_once(scratch, capsys):
     assert estimate(*lora) == 0
     assert "is completed already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (scratch.folder / "cache/gradients").glob("*.npy")} == first
+    before = [(row["trained_on"], row["item"], row["value"]) for row in scratch.rows("x_estimated")]
+    adapter = next(scratch.folder.glob("saved/*/checkpoint-4"))
+    assert estimate(*lora, *START, "--model_name_or_path", adapter) == 0  # a model as any other: the same point
+    assert "train_loss" not in capsys.readouterr().out
+    assert [(row["trained_on"], row["item"], row["value"]) for row in scratch.rows("x_estimated")] == before
+    assert {path: path.stat().st_mtime_ns for path in (scratch.folder / "cache/gradients").glob("*.npy")} == first
+    assert record(scratch)["costs"]["training"]["flops"] == 0
     shutil.rmtree(scratch.folder / "saved")  # the weights are needed, not the record
     assert estimate(*lora) == 0
     assert "train_loss" in capsys.readouterr().out
 
 
-def test_exact_gradients_ridge_and_several_seeds(scratch):
-    assert estimate(*FLAGS, *START, "--project_dim", 0, "--fit", "ridge", "--strength", 0.01, "--runs", 2) == 0
+def test_several_seeds(scratch):
+    assert estimate(*FLAGS, *START, "--project_dim", 7, "--strength", 5, "--runs", 2) == 0
     rows = scratch.rows("x_estimated")
     assert {row["run_id"] for row in rows} == {"estimate-s42", "estimate-s43"}
     assert estimate(*FLAGS, *START, "--strength", 20) == 0  # replaces both
@@ -156,46 +160,61 @@ def test_templates_of_one_task_and_free_text(scratch):
 
 
 @pytest.mark.parametrize("bad, message", [
-    ("--start_from nowhere", "--start_from nowhere: no checkpoint there"),
-    ("--start_from other", "a checkpoint of another model: its d_model is 16"),
-    ("--start_from adapter", "an adapter of another model, t5-large, not of --model_name_or_path"),
-    ("--start_from prompt", "an adapter of the kind PeftType.PROMPT_TUNING, only LORA is allowed"),
-    ("--start_from broken", "--start_from broken: its config cannot be read"),
-    ("--strength nan --fit ridge", "--strength nan must be above 0"),
-    ("--project_dim -1", "--project_dim -1 must be at least 0"),
-    ("--strength 2.5", "--strength 2.5 must be a whole number of steps"),
+    ("--model_name_or_path empty", "--model_name_or_path 'empty': no model that can be loaded"),
+    ("--model_name_or_path broken", "--model_name_or_path 'broken': no model that can be loaded"),
+    ("--model_name_or_path bare", "--model_name_or_path 'bare': no weights there (model.safetensors"),
+    ("--model_name_or_path cut", "--model_name_or_path 'cut': no model that can be loaded"),
+    ("--model_name_or_path adapter", "--model_name_or_path 'adapter': an adapter of 't5-bose': neither a folder"),
+    ("--model_name_or_path prompt", "an adapter of the kind PeftType.PROMPT_TUNING, only LORA is allowed"),
+    ("--strength nan", "invalid int value: 'nan'"),
+    ("--strength 0", "--strength 0 must be at least 1"),
+    ("--project_dim 0", "--project_dim 0 must be at least 1"),
+    ("--strength 2.5", "invalid int value: '2.5'"),
     ("--train_prompt_tuning True", "estimates are of full training or of --train_lora"),
     ("--min_task_num 5", "there are only 4 items"),
     ("--subsets_file nofile", "nofile: cannot be read"),
     ("--task_names demo_a1 demo_q", "did you mean"),
     ("--projectdim 3", "unknown argument '--projectdim'"),
+    ("--start_from x", "unknown argument '--start_from'"),
 ])
 def test_bad_input(scratch, capsys, bad, message):
-    for folder, name, text in (("other", "config.json", {"d_model": 16}),
-                               ("adapter", "adapter_config.json", {"base_model_name_or_path": "t5-large"})):
-        (scratch.folder / folder).mkdir()
-        if name == "config.json":
-            text = json.loads((scratch.folder / "data/models/tiny-t5/config.json").read_text()) | text
-        (scratch.folder / folder / name).write_text(json.dumps(text | {"peft_type": "LORA"}))
-        (scratch.folder / folder / "model.safetensors").touch()
-    shutil.copytree(scratch.folder / "adapter", scratch.folder / "prompt")
-    (scratch.folder / "prompt/adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
-    (scratch.folder / "broken").mkdir()
+    for name in ("broken", "bare", "cut"):
+        shutil.copytree("t5-base", name)
+    (scratch.folder / "empty").mkdir()
     (scratch.folder / "broken/config.json").write_text("{")
-    (scratch.folder / "broken/model.safetensors").touch()
-    assert estimate(*FLAGS, *shlex.split(bad)) == 2
-    assert message in capsys.readouterr().err
+    (scratch.folder / "bare/model.safetensors").unlink()
+    weights = scratch.folder / "cut/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for name, kind in (("adapter", "LORA"), ("prompt", "PROMPT_TUNING")):
+        (scratch.folder / name).mkdir()
+        (scratch.folder / name / "adapter_config.json").write_text(
+            json.dumps({"base_model_name_or_path": "t5-bose", "peft_type": kind}))
+    assert estimate(*FLAGS, "--strength", 5, *shlex.split(bad)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.strip().splitlines()[-1].startswith("error: ")
     assert not (scratch.folder / "results").exists()
 
 
-@pytest.mark.parametrize("free, extra, message", [
-    (1e5, [], "the gradient of one example needs 0.0 GiB, 0.0 GiB are free"),
-    (3e6, ["--project_dim", "0"], "--project_dim 0: the gradients of 320 rows take 0.0 GiB"),
-])
-def test_memory_is_checked_before_the_training(scratch, capsys, monkeypatch, free, extra, message):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
-    assert estimate(*FLAGS, *extra) == 2
-    assert message in capsys.readouterr().err
+@pytest.mark.parametrize("extra", ["", "--calibrate=3 --learning_rate=1e-3 --use_cpu True",
+                                   "--task_name demo_a1 --template_idx 0 1 2 --train_lora True"])
+def test_without_true_subsets_it_says_what_to_train(scratch, capsys, extra):
+    flags = FLAGS if "task_name" not in extra else FLAGS[len(TASKS) + 1:]
+    assert estimate(*flags, *shlex.split(extra)) == 2
+    assert not (scratch.folder / "results").exists() and not (scratch.folder / "saved").exists()
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert "results/x holds no subset of these items" in lines[-1] and lines[-1].endswith("or give --strength")
+    command = shlex.split(lines[-1].partition("; train some: python ")[2].removesuffix(" or give --strength"))
+    assert scratch.run(*command, "--dry_run") == 0  # it is ready to be run
+    out = capsys.readouterr().out
+    assert f"{5 if not extra else 3} subsets" in out
+    assert "--learning_rate 1e-3" in out or "--calibrate" not in extra
+
+
+def test_memory_is_checked_before_the_training(scratch, capsys, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1e5))
+    assert estimate(*FLAGS, "--strength", 5) == 2
+    assert "the gradient of one example needs 0.0 GiB, 0.0 GiB are free" in capsys.readouterr().err
     assert not list(scratch.folder.glob("saved/*"))
 
 
@@ -205,7 +224,25 @@ def test_a_sweep_of_another_model_is_named(scratch, capsys):
     path = scratch.folder / "results/x/runs.csv"
     path.write_text(path.read_text().replace("data/models/tiny-t5", "t5-large"))
     assert estimate(*FLAGS, *START) == 0
-    assert "results/x trained t5-large, which is neither --model_name_or_path nor" in capsys.readouterr().err
+    assert "results/x trained t5-large, not --model_name_or_path data/models/tiny-t5" in capsys.readouterr().err
+
+
+class Known:
+    """Small fits whose loss is 1 / steps for `a` and exactly 0 for `b`."""
+
+    def predict(self, members, steps):
+        right = np.ones(len(steps))
+        return {"a": (1 / np.array(steps, float), right), "b": (np.zeros(len(steps)), right)}
+
+
+@pytest.mark.parametrize("a, steps", [(0.1, 10), (0.0, 1000)])
+def test_a_true_loss_of_zero(a, steps, recwarn):
+    """Results are rounded to six digits: a loss may be 0.000000, whose logarithm is no number."""
+    found = calibration.calibrate(Known(), {("a", "b"): {"a": a, "b": 0.0}})
+    assert found.steps == steps
+    assert all(np.isfinite(scale) and scale > 0 for scale in found.scales.values())
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+    assert found.scale("c") == found.scales[""]
 
 
 def test_comparison_needs_both(scratch, capsys):

@@ -3,13 +3,14 @@
 import importlib.util
 import re
 import shlex
+import shutil
 
 import pytest
 from conftest import ROOT
 
 from src.cluster.__main__ import make_parser as cluster_parser
 from src.estimate.compare import make_parser as compare_parser
-from src.estimate.flags import EstimateArguments
+from src.estimate.flags import ALWAYS, EstimateArguments
 from src.results import COLUMNS
 from src.results import make_parser as results_parser
 from src.sweep.flags import OLD_SPELLINGS, sweep_parser
@@ -44,6 +45,7 @@ def test_command(command, scratch):
     (place / "runs/estimate-s42.json").write_text('{"estimate": {"chosen_by": "calibration"}}')
     row = "estimate-s42,estimated,42,demo_a1,,,,demo_a1 demo_a2,,valid,,loss,0.5,,,,,,,"
     (place / "runs.csv").write_text(f"{','.join(COLUMNS)}\n{row}\n")
+    shutil.copytree(ROOT / "data/models/tiny-t5", scratch.folder / "saved/start-s42/checkpoint-300")
     words = [word for word in command if not re.match(r"[A-Z_]+=", word)]
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
@@ -68,7 +70,7 @@ def test_command(command, scratch):
     elif words[2] == "src.results":
         results_parser().parse_args(words[3:])
     elif words[2] == "src.estimate":
-        parse(MultitaskArguments, "", ["--do_train", *words[3:]], (EstimateArguments,))
+        parse(MultitaskArguments, "", [*ALWAYS, *words[3:]], (EstimateArguments,))
     else:
         assert words[:2] == ["python", "-m"]
         assert importlib.util.find_spec(f"{words[2]}.__main__")

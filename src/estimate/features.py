@@ -9,6 +9,9 @@ Approach", 2024 (arXiv 2409.19458).
 """
 
 import json
+import logging
+import random
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +21,13 @@ import numpy as np
 import torch
 
 from src.cli import InputError
-from src.estimate.gradients import Gradients, Projection
+from src.estimate.gradients import Gradients, Projection, fingerprint, first_token_decides, rows_at_once
 from src.files import locked, write_whole
+from src.identity import short_hash
+from src.training.experiment import Data, Experiment
+from src.training.tokenised import Prepared
 
+log = logging.getLogger(__name__)
 FORMAT = 1  # of the stored arrays
 COLUMNS = 3  # of a stored row, before its features: margin, loss of the other target tokens, target tokens
 SAMPLE = 256  # training rows from which the scale of each parameter's gradient is estimated
@@ -37,6 +44,80 @@ class Features:
     features: np.ndarray
 
 
+@dataclass(frozen=True)
+class Part:
+    """The rows of one template in one role, longest first: one that does not fit into memory shows at once."""
+
+    role: str
+    item: str
+    prepared: Prepared
+    rows: list[dict]  # input_ids, labels
+    first_token: bool  # whether the first token of the target tells the answer choices apart
+
+
+class Collection:
+    """The features of all rows of `data` at one model, in <cache_dir>/gradients/.
+
+    Args:
+        experiment: of one seed, which draws the projection; its batch size and lengths limit the memory.
+        model: on the device where its gradients are to be taken.
+        data: role -> item name -> one entry per template.
+        dim: numbers that each gradient is projected to.
+    """
+
+    def __init__(self, experiment: Experiment, model, data: Data, dim: int):
+        self.args, self.dim = experiment.training, dim
+        self.folder = Path(experiment.data.cache_dir) / "gradients"
+        self.room = self.args.per_device_train_batch_size * experiment.data.max_source_length  # tokens
+        self.data, self.gradients, self.at_once = data, Gradients(model), rows_at_once(model)
+        self.parts = [
+            Part(role, item, entry, sorted(entry.dataset.select_columns(["input_ids", "labels"]).to_list(),
+                                           key=lambda row: len(row["input_ids"]), reverse=True),
+                 first_token_decides(entry, experiment.tokenizer))
+            for role, by_item in data.items() for item, entries in by_item.items() for entry in entries]
+
+    def run(self) -> tuple[dict[str, dict[str, list[Features]]], dict[str, float]]:
+        """Features by role and item, one entry per template; and what they cost, over all attempts."""
+        from rich.progress import Progress
+
+        start, cpu = time.time(), time.process_time()
+        scales = None if "sgd" in self.args.optim else self.gradients.scales(list(self._sample()))
+        projection = Projection(self.gradients.parameters, self.dim, self.args.seed, scales)
+        common = [FORMAT, fingerprint(self.gradients.model), self.dim, self.args.seed, scales is not None,
+                  sorted(part.prepared.key for part in self.parts if part.role == "train")]
+        costs = {"seconds": time.time() - start, "cpu_seconds": time.process_time() - cpu}
+        found = {role: {item: [] for item in by_item} for role, by_item in self.data.items()}
+        with Progress(disable=self.args.disable_tqdm or not sys.stderr.isatty(), transient=True) as bar:
+            task = bar.add_task("gradients", total=sum(len(part.rows) for part in self.parts))
+            for part in self.parts:
+                key = short_hash([*common, part.prepared.key])
+                path = self.folder / f"{part.prepared.template.item}-{part.role}-{key}.npy"
+                for done in collect(path, part.rows, part.first_token, self.gradients, projection,
+                                    self._batch_size(part)):
+                    bar.advance(task, done)
+                for name in costs:
+                    costs[name] += cost(path)[name]
+                found[part.role][part.item].append(read_features(path))
+        log.info("gradients of %d rows, %.1f s", sum(len(part.rows) for part in self.parts), costs["seconds"])
+        tokens = sum(len(row["input_ids"]) for part in self.parts for row in part.rows)
+        parameters = self.gradients.model.num_parameters(exclude_embeddings=True)
+        return found, costs | {"flops": 6 * tokens * parameters}  # as the trainer counts
+
+    def _batch_size(self, part: Part) -> int:
+        """As many rows, of which the first is the longest, as take no more room than a training batch of long ones."""
+        return max(1, min(self.at_once, self.room // len(part.rows[0]["input_ids"])))
+
+    def _sample(self) -> Iterator[tuple[list[dict], bool]]:
+        """Batches of training rows of all items, as many of each as of any other."""
+        train = [part for part in self.parts if part.role == "train"]
+        for part in train:
+            count = min(len(part.rows), -(-SAMPLE // len(train)))
+            drawn = random.Random(f"scales {self.args.seed}").sample(part.rows, count)
+            size = self._batch_size(part)
+            for start in range(0, count, size):
+                yield drawn[start:start + size], part.first_token
+
+
 def collect(path: Path, rows: Sequence[dict], first_token: bool, gradients: Gradients, projection: Projection,
             batch_size: int) -> Iterator[int]:
     """Write margins and projected gradients of `rows` to `path` (.npy, memory-mapped), from where it was broken off.
@@ -51,7 +132,7 @@ def collect(path: Path, rows: Sequence[dict], first_token: bool, gradients: Grad
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_suffix(".lock")):  # the same command started twice
         state = cost(path)
-        shape = len(rows), COLUMNS + projection.width
+        shape = len(rows), COLUMNS + projection.dim
         array = np.lib.format.open_memmap(path, "r+" if state["done"] else "w+", np.float32, shape=shape)
         yield state["done"]
         start, cpu = time.time(), time.process_time()
@@ -67,7 +148,7 @@ def collect(path: Path, rows: Sequence[dict], first_token: bool, gradients: Grad
                 continue
             if not np.isfinite(found).all():
                 raise InputError(f"{path.stem}: a gradient is no finite number; the training that led to this model "
-                                 "broke down: lower --learning_rate, or give another --start_from")
+                                 "broke down: lower --learning_rate, or give another --model_name_or_path")
             array[done:done + len(batch)] = found
             array.flush()
             state["done"] += len(batch)
@@ -98,33 +179,3 @@ def read_features(path: Path) -> Features:
     """What `collect` has written; the features stay on disk until they are used."""
     array = np.load(path, mmap_mode="r")
     return Features(*(np.array(array[:, column]) for column in range(COLUMNS)), array[:, COLUMNS:])
-
-
-def shrink(train: dict[str, list[Features]], valid: dict[str, list[Features]]) -> None:
-    """Replace exact gradients by as many coordinates as there are training rows, with the same inner products.
-
-    With G = gradients of all training rows (n, p) and G G' = U L U', training rows become U L^(1/2) and any other
-    gradient g becomes L^(-1/2) U' G g: descent from w = 0 stays in the span of G, so the fits are the same. p is read
-    in slices, so that memory holds n x n numbers, not n x p.
-    """
-    rows = [part.features for parts in train.values() for part in parts]
-    others = [part.features for parts in valid.values() for part in parts]
-
-    def products(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> np.ndarray:
-        total = np.zeros((sum(map(len, left)), sum(map(len, right))))
-        width = max(1, 2**26 // max(total.shape))
-        for start in range(0, left[0].shape[1], width):
-            a, b = (np.concatenate([part[:, start:start + width] for part in side]) for side in (left, right))
-            total += a @ b.T
-        return total
-
-    values, vectors = np.linalg.eigh(products(rows, rows))
-    keep = values > values[-1] * 1e-6
-    roots, vectors = np.sqrt(values[keep]), vectors[:, keep]
-    for groups, new in ((train, vectors * roots), (valid, products(others, rows) @ (vectors / roots))):
-        start = 0
-        for parts in groups.values():
-            for i, part in enumerate(parts):
-                size = len(part.margins)
-                parts[i] = Features(part.margins, part.rest, part.tokens, new[start:start + size].astype(np.float32))
-                start += size

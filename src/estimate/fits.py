@@ -40,25 +40,6 @@ def descend(train: Sequence[Features], weights: Sequence[float], rate: float, st
     return out
 
 
-def ridge(train: Sequence[Features], weights: Sequence[float], penalties: Sequence[float]) -> np.ndarray:
-    """As `descend`, to the minimum of the loss plus penalty / 2 |w|^2: w (len(penalties), d)."""
-    from scipy.optimize import minimize
-
-    phi, f, share = (values.astype(float) for values in _joined(train, weights))
-    out = np.zeros((len(penalties), phi.shape[1]), np.float32)
-
-    def loss(w: np.ndarray, penalty: float):
-        margins = f + phi @ w
-        return (share @ np.logaddexp(0, -margins) + penalty / 2 * w @ w,
-                penalty * w - phi.T @ (share * _sigmoid(-margins)))
-
-    w = np.zeros(phi.shape[1])
-    for i in np.argsort(penalties)[::-1]:  # the strongest first: each is a start for the next
-        w = minimize(loss, w, (penalties[i],), "L-BFGS-B", jac=True, options={"maxiter": 500}).x
-        out[i] = w
-    return out
-
-
 def predict(valid: Features, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Validation loss in nats per target token, and share of targets with p > 1/2, for each of w (m, d): (m,), (m,)."""
     margins = valid.margins + w @ valid.features.T
@@ -84,7 +65,6 @@ class Fits:
 
     train: dict[str, list]
     valid: dict[str, list]
-    kind: str  # descent | ridge
     mixing: str
     temperature: float
 
@@ -92,18 +72,14 @@ class Fits:
     def rate(self) -> float:
         return step_size([part for parts in self.train.values() for part in parts])
 
-    def predict(self, members: Subset, strengths: Sequence[float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Loss and share of right targets of each member after training on the subset, for each strength (m,)."""
+    def predict(self, members: Subset, steps: Sequence[int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Loss and share of right targets of each member after training on the subset, after each of `steps` (m,)."""
         rows = {item: sum(len(part.margins) for part in self.train[item]) for item in members}
         power = {"proportional": 1.0, "equal": 0.0, "temperature": 1 / self.temperature}[self.mixing]
         share = {item: count**power for item, count in rows.items()}
         parts = [(part, share[item] / sum(share.values()) * len(part.margins) / rows[item])
                  for item in members for part in self.train[item]]
-        features, weights = zip(*parts, strict=True)
-        if self.kind == "descent":
-            w = descend(features, weights, self.rate, [int(steps) for steps in strengths])
-        else:
-            w = ridge(features, weights, [strength / self.rate for strength in strengths])
+        w = descend(*zip(*parts, strict=True), self.rate, steps)
         found = {}
         for item in members:  # an item's score is the mean over its templates
             scores = [predict(part, w) for part in self.valid[item]]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 from torch.func import functional_call, grad, vmap
 
@@ -13,6 +14,8 @@ from src.cli import InputError
 if TYPE_CHECKING:
     from src.training.tokenised import Prepared
 
+BATCH = 64  # examples whose gradients are taken at once, at most
+COPIES = 4  # of an example's gradient that are in memory at the same time, at most
 BLOCK = 64  # the projection sums that many stretches of parameters before it shuffles their coordinates
 TAKES_EMBEDDED = ("t5", "mt5", "umt5")  # model types whose embedded tokens may be given in place of their ids
 FLOOR = 1e-3  # of that scale, relative to its root mean square: Adam's epsilon
@@ -22,7 +25,8 @@ def trained_parameters(model) -> dict[str, torch.Tensor]:
     """The parameters that training would change, by name; raise InputError where there are none."""
     found = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not found:
-        raise InputError("--start_from: no parameter of the model takes a gradient; there is nothing to estimate with")
+        raise InputError("--model_name_or_path: no parameter of the model takes a gradient; there is nothing to "
+                         "estimate with")
     return found
 
 
@@ -33,6 +37,18 @@ def fingerprint(model) -> str:
         digest.update(f"{name} {parameter.requires_grad} ".encode())
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def rows_at_once(model) -> int:
+    """Examples whose gradients fit into memory at once, `BATCH` at most; raise InputError where not even one does."""
+    size = sum(value.numel() for value in trained_parameters(model).values()) * 4
+    cuda = next(model.parameters()).device.type == "cuda"
+    free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
+    count = int((free - 2 * size) // (COPIES * size))
+    if count < 1:
+        raise InputError(f"the gradient of one example needs {(COPIES + 2) * size / 2**30:.1f} GiB, "
+                         f"{free / 2**30:.1f} GiB are free; --train_lora True trains fewer parameters")
+    return min(count, BATCH)
 
 
 def first_token_decides(prepared: "Prepared", tokenizer) -> bool:
@@ -144,13 +160,13 @@ class Gradients:
                     squares[name].addcmul_(gradient, gradient, value=float(weight[i]) ** 2)
         mean = sum(float(value.sum()) for value in squares.values()) / sum(v.numel() for v in squares.values())
         if not 0 < mean < float("inf"):
-            raise InputError("--start_from: the gradients of the model are "
+            raise InputError("--model_name_or_path: the gradients of the model are "
                              f"{'zero' if mean == 0 else 'no finite numbers'}; there is nothing to estimate with")
         return {name: ((value / mean).sqrt() + FLOOR).rsqrt() for name, value in squares.items()}
 
 
 class Projection:
-    """A random linear map of gradients to `dim` numbers that keeps inner products, exactly so with `dim` 0.
+    """A random linear map of gradients to `dim` numbers that keeps inner products.
 
     A count sketch (Charikar, Chen and Farach-Colton, 2002): each parameter is added, with a random sign, to one of the
     `dim` coordinates. Inner products are right on average, with a variance of about |a|^2 |b|^2 / dim. It holds one
@@ -164,24 +180,16 @@ class Projection:
 
     def __init__(self, parameters: dict[str, torch.Tensor], dim: int, seed: int,
                  scales: dict[str, torch.Tensor] | None = None):
-        self.width = dim or sum(value.numel() for value in parameters.values())
         self.dim, self.weights, self.places = dim, {}, {}
         generator = torch.Generator().manual_seed(seed)
         for name, value in parameters.items():
-            weight = torch.ones(value.numel())
-            if dim:
-                weight = torch.randint(0, 2, (value.numel(),), generator=generator) * 2.0 - 1
-                blocks = -(-value.numel() // (BLOCK * dim))
-                self.places[name] = torch.rand(blocks, dim, generator=generator).argsort(1).to(value.device)
-            weight = weight.to(value.device)
+            weight = torch.randint(0, 2, (value.numel(),), generator=generator).to(value.device) * 2.0 - 1
+            blocks = -(-value.numel() // (BLOCK * dim))
+            self.places[name] = torch.rand(blocks, dim, generator=generator).argsort(1).to(value.device)
             self.weights[name] = weight if scales is None else weight * scales[name].flatten()
 
     def __call__(self, gradients: PerExample) -> torch.Tensor:
-        """(b, dim), or (b, number of parameters) with `dim` 0."""
-        if not self.dim:
-            count = len(next(iter(gradients.whole.values())))
-            return torch.stack([torch.cat([(self.weights[name] * gradient.flatten()) for name, gradient
-                                           in gradients.of(i).items()]) for i in range(count)])
+        """(b, dim)."""
         found = sum(self._sketch(gradient.flatten(1) * self.weights[name], self.places[name])
                     for name, gradient in gradients.whole.items())
         for name, (ids, values) in gradients.rows.items():

@@ -5,6 +5,7 @@ A sweep runs it once for all its items, as the judge of the flags it passes on.
 
 import json
 
+from src.cli import InputError
 from src.tasks.rows import render_rows
 from src.training.experiment import Experiment
 
@@ -26,7 +27,10 @@ def check_and_describe(experiment: Experiment) -> int:
             numbered = selection.load()[:FIRST_ROWS]
             for template in item.templates:
                 template.check_columns(numbered[0][1], selection.rows.source)
-                render_rows(selection, template, numbered)
+                rendered, left_out = render_rows(selection, template, numbered)
+                if not rendered and len(numbered) < FIRST_ROWS:
+                    raise InputError(f"{selection.rows.source}: none of its {len(numbered)} rows can serve under "
+                                     f"template {template.index} of task '{item.task.name}' ({dict(left_out)})")
     print(ANSWER + json.dumps({
         "settings": experiment.identity, "config_hash": experiment.config_hash,
         "content": experiment.content(selections), "metrics": {item.name: item.metrics for item in experiment.items},

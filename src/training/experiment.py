@@ -22,7 +22,7 @@ from src.tasks.rows import Selection, select_rows
 from src.tasks.task import Item
 from src.tasks.template import LEFT_OUT
 from src.training.flags import DataArguments, ModelArguments, ResultArguments, TrainingArguments
-from src.training.model import load_model, load_tokenizer
+from src.training.model import check_model, load_model, load_tokenizer
 from src.training.tokenised import Prepared, Preparer
 
 log = logging.getLogger(__name__)
@@ -157,6 +157,7 @@ class Experiment:
         _check_best_metric(self.items, self.training.metric_for_best_model)
         self.results.check_writable()
         check_writable(f"--output_dir {self.training.output_dir}", Path(self.training.output_dir).absolute())
+        check_model(self.model, self.data, self.tokenizer)
 
 
 def _check_best_metric(items: Iterable[Item], name: str | None) -> None:

@@ -1,6 +1,12 @@
-"""Tokenizer, model and adapters."""
+"""Tokenizer, model and adapters.
 
-import dataclasses
+A model is a name on the hub, a folder with a whole model (each checkpoint of a full training is one), or a folder with
+a LoRA adapter, which names its base model. Code that comes with a model is never run.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -8,100 +14,157 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from src.cli import InputError, did_you_mean
 from src.tasks.rows import check_hub
-from src.training.flags import ModelArguments
+from src.training.flags import DataArguments, ModelArguments
 
 # Query and value projections by their usual names, for model families that PEFT has no default for.
 ATTENTION_NAMES = (("q", "v"), ("q_proj", "v_proj"), ("query", "value"))
 
 
 def load_tokenizer(args: ModelArguments, cache_dir: str):
-    """Load the tokenizer and check, from the config alone, that the model is a sequence-to-sequence model.
+    """Load the tokenizer, of an adapter's folder or else of its base, and check what can be known without the weights.
 
     Raises:
-        InputError: there is no such model, or it is not sequence-to-sequence.
+        InputError: there is no such model, it is not sequence-to-sequence, its files are not whole, or it is an adapter
+            that cannot be trained on with these flags.
     """
-    name = args.model_name_or_path
-    where = {"revision": args.model_revision, "cache_dir": f"{cache_dir}/hub"}
-    check_hub(name)
-    try:
-        config = AutoConfig.from_pretrained(name, **where)
-        tokenizer = AutoTokenizer.from_pretrained(name, **where)
-    except (OSError, ValueError, KeyError) as error:
-        folders = [str(p) for p in Path(name).parent.iterdir() if p.is_dir()] if Path(name).parent.is_dir() else []
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"--model_name_or_path '{name}': neither a folder with a model nor one that the hub gives: "
-                         f"{reason} {did_you_mean(name, folders, shown=0).partition('(')[0]}".rstrip()) from error
-    if not config.is_encoder_decoder:
-        raise InputError(f"--model_name_or_path '{name}': {config.model_type} is no sequence-to-sequence model; "
-                         "allowed is what AutoModelForSeq2SeqLM loads (T5, mT5, ByT5, UL2, BART, Pegasus, ...)")
+    name, saved = args.model_name_or_path, _saved_adapter(args.model_name_or_path)
+    base, where = _base(args, saved, cache_dir)
+    check_hub(base)
+    with _named(name, base):
+        config = AutoConfig.from_pretrained(base, **where)
+        own = saved is not None and (Path(name) / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(name if own else base, **where)
+        if not config.is_encoder_decoder:
+            raise InputError(f"--model_name_or_path '{name}': {config.model_type} is no sequence-to-sequence model; "
+                             "allowed is what AutoModelForSeq2SeqLM loads (T5, mT5, ByT5, UL2, BART, Pegasus, ...)")
+        _check_weights(base, "model", "pytorch_model")
+    if saved is not None:
+        with _named(name, name):
+            _check_weights(name, "adapter_model", "adapter_model")
+        if args.train_lora:
+            _check_same_adapter(args, saved, config.model_type)
     return tokenizer
+
+
+def check_model(args: ModelArguments, data_args: DataArguments, tokenizer) -> None:
+    """Raise InputError where the model, known by its config alone, cannot be trained as the flags ask."""
+    name, saved = args.model_name_or_path, _saved_adapter(args.model_name_or_path)
+    base, where = _base(args, saved, data_args.cache_dir)
+    with _named(name, base):
+        config = AutoConfig.from_pretrained(base, **where)
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"--model_name_or_path '{name}': its tokenizer has no pad token, so rows cannot form a batch; "
+                         "name one in its tokenizer_config.json")
+    positions = getattr(config, "max_position_embeddings", None)  # none where positions are relative, as T5's
+    virtual = args.num_virtual_tokens if args.train_prompt_tuning or args.train_prefix else 0
+    for flag in ("max_source_length", "max_target_length"):
+        length = getattr(data_args, flag)
+        if positions is not None and length + virtual > positions:
+            raise InputError(f"--{flag} {length}: {name} has {positions} positions, so at most {positions - virtual}")
+    if args.train_lora and saved is None:
+        with torch.device("meta"), _named(name, base):
+            _adapter_config(args, AutoModelForSeq2SeqLM.from_config(config))
 
 
 def load_model(args: ModelArguments, cache_dir: str, tokenizer_size: int):
     """Load the model in float32, with the adapter that `args` ask for.
 
+    A saved adapter goes on being trained with --train_lora, and is merged into its base without.
+
     Args:
         tokenizer_size: `len(tokenizer)`; the embedding grows where it holds fewer tokens.
     """
-    model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path, revision=args.model_revision,
-                                                  cache_dir=f"{cache_dir}/hub", dtype=torch.float32)
+    name, saved = args.model_name_or_path, _saved_adapter(args.model_name_or_path)
+    base, where = _base(args, saved, cache_dir)
+    with _named(name, base):
+        model = AutoModelForSeq2SeqLM.from_pretrained(base, dtype=torch.float32, **where)
     if tokenizer_size > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(tokenizer_size)
+    if saved is not None:
+        import peft
+
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with _named(name, name), warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")  # else they would be random
+            model = peft.PeftModel.from_pretrained(model, name, is_trainable=args.train_lora)
+        if args.train_lora:
+            return model
+        model = model.merge_and_unload()
+        for parameter in trained:  # PEFT has frozen them
+            parameter.requires_grad_(True)
     adapter = _adapter_config(args, model)
     if adapter is None:
         return model
     import peft
 
-    return peft.get_peft_model(model, adapter)
+    return peft.get_peft_model(model, adapter, revision=where["revision"])
 
 
-SHAPES = ("model_type", "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
-          "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim")  # of a model, in its config
+# ---- where a model comes from --------------------------------------------------------------------------------------
 
 
-def check_checkpoint(args: ModelArguments, cache_dir: str, tokenizer_size: int, folder: str | Path) -> None:
-    """Raise InputError where `folder` (--start_from) holds no checkpoint, or one of another model than `args` name."""
-    folder, name = Path(folder), args.model_name_or_path
-    where = f"--start_from {folder}"
-    is_adapter = (folder / "adapter_config.json").is_file()
-    if not (is_adapter or (folder / "config.json").is_file()) or not any(
-            path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
-        found = {str(path.parent) for path in folder.parent.glob("*/*config.json")}
-        raise InputError(f"{where}: no checkpoint there; {did_you_mean(str(folder), found)}")
+def _saved_adapter(name: str):
+    """The config of the LoRA adapter in the folder `name`; None where that is none."""
+    if not (Path(name) / "adapter_config.json").is_file():
+        return None
+    import peft
+
+    with _named(name, name):
+        config = peft.PeftConfig.from_pretrained(name)
+    if config.peft_type != peft.PeftType.LORA:
+        raise InputError(f"--model_name_or_path '{name}': an adapter of the kind {config.peft_type}, only LORA is "
+                         "allowed")
+    if not config.base_model_name_or_path:
+        raise InputError(f"--model_name_or_path '{name}': its adapter_config.json names no base_model_name_or_path")
+    return config
+
+
+def _base(args: ModelArguments, saved, cache_dir: str) -> tuple[str, dict]:
+    """Name of the whole model, and how `from_pretrained` gets it."""
+    name, revision = args.model_name_or_path, args.model_revision
+    if saved is not None:
+        name, revision = saved.base_model_name_or_path, saved.revision or revision
+    return name, {"revision": revision, "cache_dir": f"{cache_dir}/hub", "trust_remote_code": False}
+
+
+@contextlib.contextmanager
+def _named(name: str, part: str) -> Iterator[None]:
+    """Turn an error about `part`, which is `name` or its base model, into one line with the flag.
+
+    The libraries raise errors of any type for files that are broken.
+    """
     try:
-        if is_adapter:
-            import peft
-
-            config = peft.PeftConfig.from_pretrained(folder)
-            if config.peft_type != peft.PeftType.LORA:
-                raise InputError(f"{where}: an adapter of the kind {config.peft_type}, only LORA is allowed")
-            base = config.base_model_name_or_path
-            if base != name and not (Path(name).is_dir() and Path(base).resolve() == Path(name).resolve()):
-                raise InputError(f"{where}: an adapter of another model, {base}, not of --model_name_or_path {name}")
-            return
-        other = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{where}: its config cannot be read: {str(error).partition(chr(10))[0]}") from error
-    own = AutoConfig.from_pretrained(name, revision=args.model_revision, cache_dir=f"{cache_dir}/hub")
-    for key in SHAPES:
-        here, there = getattr(own, key, None), getattr(other, key, None)
-        if there != here and not (key == "vocab_size" and there == tokenizer_size):
-            raise InputError(f"{where}: a checkpoint of another model: its {key} is {there}, that of "
-                             f"--model_name_or_path {name} is {here}")
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        where = f"--model_name_or_path '{name}'" + ("" if part == name else f": an adapter of '{part}'")
+        reason, hint = str(error).strip().partition("\n")[0] or type(error).__name__, ""
+        what = "no model that can be loaded"
+        if not Path(part).is_dir():
+            what = "neither a folder with a model nor one that the hub gives"
+            parent = Path(part).parent
+            folders = [str(path) for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+            hint = did_you_mean(part, folders, shown=0).partition("(")[0]
+        raise InputError(f"{where}: {what}: {reason} {hint}".rstrip()) from error
 
 
-def load_checkpoint(args: ModelArguments, cache_dir: str, tokenizer_size: int, folder: str | Path):
-    """Load the model that a training with `args` has saved in `folder`: a whole model, or an adapter of one."""
-    check_checkpoint(args, cache_dir, tokenizer_size, folder)
-    if (Path(folder) / "adapter_config.json").is_file():
-        import peft
+def _check_weights(name: str, stem: str, old_stem: str) -> None:
+    """Raise an error where the folder `name` holds no weights, or a file that was cut short."""
+    import safetensors
 
-        base = load_model(dataclasses.replace(args, train_lora=False), cache_dir, tokenizer_size)
-        return peft.PeftModel.from_pretrained(base, folder, is_trainable=True)
-    return load_model(dataclasses.replace(args, model_name_or_path=str(folder), model_revision="main"), cache_dir,
-                      tokenizer_size)
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    found = list(folder.glob(f"{stem}*.safetensors"))
+    if not found and not any(folder.glob(f"{old_stem}*.bin")):
+        raise InputError(f"--model_name_or_path '{name}': no weights there ({stem}.safetensors or {old_stem}.bin)")
+    for path in found:
+        with safetensors.safe_open(path, "pt"):  # reads the header, and compares it with the size of the file
+            pass
+
+
+# ---- adapters ------------------------------------------------------------------------------------------------------
 
 
 def _adapter_config(args: ModelArguments, model):
@@ -115,6 +178,24 @@ def _adapter_config(args: ModelArguments, model):
                                lora_dropout=args.lora_dropout, target_modules=_lora_targets(args, model))
     cls = peft.PrefixTuningConfig if args.train_prefix else peft.PromptTuningConfig
     return cls(task_type=kind, num_virtual_tokens=args.num_virtual_tokens)
+
+
+def _check_same_adapter(args: ModelArguments, saved, model_type: str) -> None:
+    """Raise InputError where the flags ask for another adapter than the saved one that is to be trained on."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as known
+
+    there = [saved.target_modules] if isinstance(saved.target_modules, str) else sorted(saved.target_modules)
+    usual = [known[model_type]] if model_type in known else ATTENTION_NAMES
+    asked = [args.lora_target_modules] if args.lora_target_modules else usual
+    settings = [(name, [getattr(args, f"lora_{name}")], [value]) for name, value in (
+        ("rank", saved.r), ("alpha", saved.lora_alpha), ("dropout", saved.lora_dropout))]
+    if set(there) not in map(set, asked):
+        settings.append(("target_modules", asked[0], there))
+    for name, wanted, own in settings:
+        if wanted != own:
+            wanted, own = (" ".join(map(str, values)) for values in (wanted, own))
+            raise InputError(f"--lora_{name} {wanted}: the adapter in {args.model_name_or_path}, which --train_lora "
+                             f"True trains on, has --lora_{name} {own}")
 
 
 def _lora_targets(args: ModelArguments, model) -> list[str] | None:

@@ -16,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from src.cli import print_table, warn
 from src.files import write_whole
-from src.identity import short_hash
+from src.identity import short_hash, trained_hash
 from src.names import MAX_NAME, check_name, natural_order, plain_name
 from src.results import Results
 from src.tasks.task import Item
@@ -73,7 +73,6 @@ class Run:
         self.experiment, self.results, self.args = experiment, experiment.results, experiment.training
         self.content = content
         self.trained_on = " ".join(sorted(experiment.names, key=natural_order)) if self.args.do_train else "none"
-        self.trained_hash = short_hash(sorted(content.items())) if self.args.do_train else ""
         name = self.args.run_name or (f"{plain_name(self.results.save_name, MAX_NAME // 2)}-"
                                       f"{short_hash([experiment.config_hash, sorted(content.items())])}")
         check_name("--run_name", name)
@@ -172,7 +171,7 @@ class Run:
                 "template": " ".join(t.name for t in item.templates),
                 "template_hash": " ".join(t.hash for t in item.templates),
                 "content_hash": self.content[item.name], "trained_on": self.trained_on,
-                "trained_hash": self.trained_hash,
+                "trained_hash": trained_hash(self.content, self.content) if self.args.do_train else "",
                 "model": self.experiment.model.model_name_or_path, "steps": record.get("training", {}).get("steps", ""),
                 "seconds": record.get("seconds", ""), "commit": record["commit"],
                 "config_hash": self.experiment.config_hash}

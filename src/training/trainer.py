@@ -66,6 +66,35 @@ class Collator:
         return batch
 
 
+def generating_parts(model) -> list:
+    """The models of which one's generation settings count: an adapter's own, and its base model's."""
+    parts = (model, model.get_base_model()) if hasattr(model, "peft_config") else (model,)
+    return [part for part in parts if getattr(part, "generation_config", None) is not None]
+
+
+@contextlib.contextmanager
+def own_generation(parts: Sequence) -> Iterator[None]:
+    """Generate by the special tokens of the models `parts` alone, whatever else their generation settings say."""
+    before = [part.generation_config for part in parts]
+    for part, config in zip(parts, before, strict=True):
+        part.generation_config = GenerationConfig(**{name: getattr(config, name) for name in TAKEN})
+    try:
+        yield
+    finally:
+        for part, config in zip(parts, before, strict=True):
+            part.generation_config = config
+
+
+def say_what_is_not_taken(parts: Sequence) -> None:
+    """Log the generation settings of the models `parts` that evaluation does not follow."""
+    settings = {name: value for part in parts for name, value in part.generation_config.to_diff_dict().items()}
+    found = {name: value for name, value in settings.items()
+             if value and name not in (*TAKEN, "transformers_version", "use_cache") and not name.startswith("_")}
+    if found:
+        log.info("evaluation generates by settings of its own, not by those of the model folder: %s",
+                 ", ".join(f"{name} {value}" for name, value in sorted(found.items())))
+
+
 class Trainer(Seq2SeqTrainer):
     """Seq2SeqTrainer that evaluates each item by itself and keeps the best *evaluated* model.
 
@@ -97,9 +126,8 @@ class Trainer(Seq2SeqTrainer):
         self._empty_evaluations = 0
         self._gen_kwargs: dict = {}  # of the evaluation set at hand
         self.keep_predictions, self.predictions = keep_predictions, []
-        parts = (model, model.get_base_model()) if hasattr(model, "peft_config") else (model,)
-        self.generating = [part for part in parts if getattr(part, "generation_config", None) is not None]
-        self._say_what_is_not_taken()
+        self.generating = generating_parts(model)
+        say_what_is_not_taken(self.generating)
 
     def evaluate(self, eval_dataset: dict[str, Sequence[Prepared]] | None = None, ignore_keys=None,
                  metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -132,32 +160,11 @@ class Trainer(Seq2SeqTrainer):
         self.compute_metrics = partial(self._score, prepared, item)
         self.gather_function = self.accelerator.gather
         loader = self._evaluation_loader(prepared)
-        with self._own_generation():
+        with own_generation(self.generating):
             output = self.evaluation_loop(loader, prepared.template.item, prediction_loss_only=False,
                                           metric_key_prefix="x")
         return {name.removeprefix("x_"): value for name, value in output.metrics.items()
                 if name != "x_model_preparation_time"}
-
-    @contextlib.contextmanager
-    def _own_generation(self) -> Iterator[None]:
-        """Generate by the model's special tokens alone, whatever else its generation settings say."""
-        before = [part.generation_config for part in self.generating]
-        for part, config in zip(self.generating, before, strict=True):
-            part.generation_config = GenerationConfig(**{name: getattr(config, name) for name in TAKEN})
-        try:
-            yield
-        finally:
-            for part, config in zip(self.generating, before, strict=True):
-                part.generation_config = config
-
-    def _say_what_is_not_taken(self) -> None:
-        settings = {name: value for part in self.generating
-                    for name, value in part.generation_config.to_diff_dict().items()}
-        found = {name: value for name, value in settings.items()
-                 if value and name not in (*TAKEN, "transformers_version", "use_cache") and not name.startswith("_")}
-        if found:
-            log.info("evaluation generates by settings of its own, not by those of the model folder: %s",
-                     ", ".join(f"{name} {value}" for name, value in sorted(found.items())))
 
     def _evaluation_loader(self, prepared: Prepared):
         """Batches of rows of like length: as many as take no more room than --per_device_eval_batch_size longest rows.
@@ -206,21 +213,17 @@ class Trainer(Seq2SeqTrainer):
         nll, tokens = output.label_ids[:count].sum(axis=0)
         choices = () if isinstance(prepared.template.answer_choices, str) else prepared.template.answer_choices
         if self.keep_predictions:
-            self._keep(prepared, item, texts, output.label_ids[:count], choices)
+            inputs = self.processing_class.batch_decode(prepared.dataset["input_ids"][:], skip_special_tokens=True)
+            self.predictions += [
+                {"item": item, "template": prepared.template.item, "input": source, "prediction": text,
+                 "references": list(references), "scores": metrics.of_row(prepared.metrics, text, references, choices)
+                 | {"loss": round(float(loss / length), 6)}} for source, text, references, (loss, length) in zip(
+                    inputs, texts, prepared.dataset["references"], output.label_ids[:count], strict=True)]
         return metrics.compute(prepared.metrics, texts, prepared.dataset["references"], choices) | {
             "loss": float(nll / tokens),
             "gen_len": float((generated[:, 1:] != pad).sum(axis=1).mean()),  # the start token is not counted
             "empty": not any(texts),
         }
-
-    def _keep(self, prepared: Prepared, item: str, texts: list[str], losses: np.ndarray, choices: metrics.Choices):
-        inputs = self.processing_class.batch_decode(prepared.dataset["input_ids"][:], skip_special_tokens=True)
-        for source, text, references, (nll, tokens) in zip(
-                inputs, texts, prepared.dataset["references"], losses, strict=True):
-            scores = metrics.of_row(prepared.metrics, text, references, choices) | {"loss": float(nll / tokens)}
-            self.predictions.append({
-                "item": item, "template": prepared.template.item, "input": source, "prediction": text,
-                "references": list(references), "scores": {name: round(value, 6) for name, value in scores.items()}})
 
     def take_up(self, checkpoint: str) -> None:
         """Be as after the training that ended in `checkpoint`: its state and, where asked for, the best model."""

@@ -1,0 +1,133 @@
+"""Adapter folders and checkpoints are models: merged, or trained on; what is broken is named in one line."""
+
+import json
+import shutil
+
+import peft
+import pytest
+import torch
+from conftest import DEMO, ROOT
+
+from src.cli import InputError
+from src.training.flags import ModelArguments
+from src.training.model import load_model, load_tokenizer
+
+TINY = str(ROOT / "data/models/tiny-t5")
+LORA = {"lora_rank": 2, "lora_alpha": 8}
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """The folder of a LoRA adapter of rank 2 that changes what the model says; without a tokenizer."""
+    torch.manual_seed(0)
+    model = load(TINY, train_lora=True, **LORA)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def load(name, **flags):
+    arguments = ModelArguments(str(name), **flags)
+    return load_model(arguments, "cache", len(load_tokenizer(arguments, "cache"))).eval()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([[5, 9, 1]]), labels=torch.tensor([[8, 1]])).logits
+
+
+def test_an_adapter_is_merged_or_trained_on(adapter):
+    going_on, merged = load(adapter, train_lora=True, **LORA), load(adapter)
+    expected = logits(peft.PeftModel.from_pretrained(load(TINY), adapter).eval())
+    assert torch.allclose(logits(going_on), expected, atol=1e-4)
+    assert torch.allclose(logits(merged), expected, atol=1e-4)
+    assert not torch.allclose(logits(load(TINY)), expected, atol=1e-2)
+    trained = {name for name, parameter in going_on.named_parameters() if parameter.requires_grad}
+    assert trained and all("lora" in name for name in trained)
+    assert not isinstance(merged, peft.PeftModel) and all(p.requires_grad for p in merged.parameters())
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    prefix = load(adapter, train_prefix=True)  # a new one, on top of the merged one
+    assert isinstance(prefix, peft.PeftModel) and list(prefix.peft_config) == ["default"]
+
+
+def test_the_tokenizer_is_the_adapters_where_it_has_one(adapter):
+    assert len(load_tokenizer(ModelArguments(str(adapter)), "cache")) == 315
+    own = load_tokenizer(ModelArguments(TINY), "cache")
+    own.add_tokens(["<new>"])
+    own.save_pretrained(adapter)
+    assert len(load_tokenizer(ModelArguments(str(adapter)), "cache")) == 316
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ({}, "--lora_rank 4: the adapter in .*adapter.* has --lora_rank 2"),
+    (LORA | {"lora_alpha": 9}, "--lora_alpha 9: the adapter in .* has --lora_alpha 8"),
+    (LORA | {"lora_dropout": 0.1}, "--lora_dropout 0.1: .* has --lora_dropout 0"),
+    (LORA | {"lora_target_modules": ["q", "o"]}, "--lora_target_modules q o: .* has --lora_target_modules q v"),
+])
+def test_another_adapter_than_the_saved_one(adapter, flags, message):
+    with pytest.raises(InputError, match=message):
+        load_tokenizer(ModelArguments(str(adapter), train_lora=True, **flags), "cache")
+    load_tokenizer(ModelArguments(str(adapter), train_lora=False, **flags), "cache")
+
+
+def test_flags_that_say_what_the_adapter_has(adapter):
+    load_tokenizer(ModelArguments(str(adapter), train_lora=True, lora_target_modules=["v", "q"], **LORA), "cache")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["q", "o"]}))
+    with pytest.raises(InputError, match=r"--lora_target_modules q v: .* has --lora_target_modules o q"):
+        load_tokenizer(ModelArguments(str(adapter), train_lora=True, **LORA), "cache")
+
+
+def test_broken_adapters(adapter):
+    def message():
+        with pytest.raises(InputError) as found:
+            load(adapter)
+        assert str(found.value).startswith("--model_name_or_path") and "\n" not in str(found.value)
+        return str(found.value)
+
+    weights = adapter / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-8])
+    assert "no model that can be loaded" in message()
+    from safetensors.torch import load_file, save_file
+
+    weights.write_bytes(whole)
+    tensors = load_file(weights)
+    save_file(dict(list(tensors.items())[1:]), weights)
+    assert "Found missing adapter keys" in message()
+    save_file({name: value[:1] for name, value in tensors.items()}, weights)
+    message()
+    weights.unlink()
+    assert "no weights there (adapter_model.safetensors" in message()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert "names no base_model_name_or_path" in message()
+    (adapter / "adapter_config.json").write_text("{")
+    message()
+
+
+def test_no_code_of_a_model_is_run(tmp_path):
+    shutil.copytree(TINY, tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps(config | {
+        "model_type": "mine", "auto_map": {"AutoConfig": "code.Config", "AutoModelForSeq2SeqLM": "code.Model"}}))
+    (tmp_path / "model/code.py").write_text("raise SystemExit('the code was run')")
+    with pytest.raises(InputError, match=r"trust_remote_code|custom code"):
+        load_tokenizer(ModelArguments(str(tmp_path / "model")), "cache")
+
+
+def test_training_goes_on_from_checkpoints(scratch):
+    """What a training script has saved, an adapter or a whole model, is --model_name_or_path of the next."""
+    short = [*DEMO, "--task_names", "demo_a1", "--downsample", 8]
+    short += ["--max_steps", 2, "--eval_steps", 2, "--save_steps", 2]
+    lora = ["--train_lora", "True", "--lora_rank", 2]
+    assert scratch.run("train_multitask.py", *short, *lora, "--run_name", "one") == 0
+    first = ["--model_name_or_path", "saved/one-s42/checkpoint-2"]
+    assert scratch.run("train_multitask.py", *short, *first, *lora, "--run_name", "two") == 0
+    assert (scratch.folder / "saved/two-s42/checkpoint-2/adapter_model.safetensors").exists()
+    assert scratch.run("train_multitask.py", *short, *first, "--run_name", "three") == 0
+    assert (scratch.folder / "saved/three-s42/checkpoint-2/model.safetensors").exists()
+    second = ["--model_name_or_path", "saved/three-s42/checkpoint-2"]
+    assert scratch.run("train_multitask.py", *short, *second, "--run_name", "four") == 0
+    assert scratch.run("train_multitask.py", *short, *first, "--train_lora", "True") == 2
