@@ -16,7 +16,7 @@ import datasets
 import huggingface_hub
 import pandas
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from src.cli import InputError
@@ -305,6 +305,34 @@ def test_what_the_model_gets(tmp_path, toy, tokenizer):
     assert prepared.generation_length(128) == 2 + tokenised.GENERATION_MARGIN + 1 and prepared.generation_length(3) == 3
 
 
+def test_targets_that_the_tokenizer_cannot_write_are_counted(tmp_path, toy):
+    """Unknown signs and special tokens are lost on the way back; references go the way that predictions go."""
+    free = (tmp_path / "tasks" / "toy.yaml").read_text().replace('answer_choices: ["no", "yes"]\n', "")
+    free = free.replace("{{ answer_choices[label] }}", "{{ text }}").replace("accuracy", "rouge1")
+    (tmp_path / "tasks" / "free.yaml").write_text(free)
+    texts = ["yes", "Is  it", "ja", "Is ja it", "Is </s> it"]  # two spaces come back as one
+    for split in ("train", "validation"):
+        (tmp_path / "rows" / "free").mkdir(exist_ok=True)
+        (tmp_path / "rows" / "free" / f"{split}.jsonl").write_text(
+            "".join(json.dumps({"text": text, "label": 1}) + "\n" for text in texts))
+    task = load_task("free", tmp_path / "tasks")
+    entry = {role: prepare(task, tmp_path, make_tokenizer(), role) for role in ("train", "validation")}
+    assert [entry[role].counts["unwritable_targets"] for role in entry] == [3, 3]
+    found = {tuple(row["references"]) for row in entry["validation"].dataset}
+    assert found == {("yes",), ("Is it",), ("ja",), ("Is ja it",), ("Is </s> it",)}
+
+
+def test_choices_that_the_tokenizer_writes_alike_are_refused(tmp_path, toy):
+    """As T5's does, whose normalisation makes one sign of two."""
+    path = tmp_path / "tasks" / "toy.yaml"
+    path.write_text(path.read_text().replace('["no", "yes"]', '["2", "\N{CIRCLED DIGIT TWO}"]'))
+    prepare(load_task("toy", tmp_path / "tasks"), tmp_path, make_tokenizer((*WORDS, "2", "\N{CIRCLED DIGIT TWO}")))
+    tokenizer = make_tokenizer((*WORDS, "2"))
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    with pytest.raises(InputError, match=r"writes two of the answer choices .* as '2' and '2'"):
+        prepare(load_task("toy", tmp_path / "tasks"), tmp_path, tokenizer)
+
+
 def test_evaluation_rows_longest_first(tmp_path, toy, tokenizer):
     prepared = prepare(toy, tmp_path, tokenizer, "validation")
     lengths = [len(ids) for ids in prepared.dataset["input_ids"]]
@@ -348,7 +376,7 @@ def test_cache(tmp_path, toy, tokenizer, monkeypatch):
     for change in ({"template": 1}, {"lengths": (16, 8)}, {"lengths": (32, 4)}, {"downsample": 20},
                    {"tokenizer": make_tokenizer((*WORDS, "more"))}):
         assert tokenised(**change) == 40 and tokenised(**change) == 0, change
-    assert tokenised(role="validation") == 12
+    assert tokenised(role="validation") == 12 + 2  # and the two accepted answers, once each
     write(tmp_path, "train", [{"text": "w1", "label": 0}] * 20)
     assert tokenised() == 40
     (tmp_path / "tasks" / "toy.yaml").write_text(TOY.replace("Is it so? {{", "It is so? {{"))

@@ -130,3 +130,25 @@ def test_help_imports_nothing_heavy(script):
     out = subprocess.run([sys.executable, "-c", code, script], cwd=ROOT, capture_output=True, text=True,
                          check=True).stdout
     assert out.endswith("set()\n") and "--num_samples" in out and len((ROOT / script).read_text().splitlines()) <= 80
+
+
+@pytest.mark.parametrize("flags, message", [
+    ("--learning_rate inf", "--learning_rate inf must be a finite number"),
+    ("--train_lora True --lora_target_modules qkv", "the model has no linear layer 'qkv'"),
+    ("--metric_for_best_model eval_rte_accuracy", "must be a mean that every subset has"),
+    ("--model_name_or_path t5-large", "--model_name_or_path 't5-large'")])
+def test_what_the_children_would_refuse_ends_the_sweep_before_a_claim(scratch, flags, message):
+    command = shlex.split("""train_sample_tasks.py --task_names rte cb boolq --model_name_or_path t5-base --max_steps 2
+        --num_samples 3 --device cpu --task_set_name x""")
+    out = subprocess.run([sys.executable, *command, *flags.split()], capture_output=True, text=True)
+    assert out.returncode == 2 and message in out.stderr and out.stderr.count("\n") <= 2, out.stderr
+    assert not Path("sampled_tasks").exists() and not Path("results").exists()
+
+
+@pytest.mark.parametrize("behind, message", [
+    ("--runs 3", "--runs is a flag of the sweep"), ("--save_name=y", "--save_name is a flag of the sweep")])
+def test_flags_behind_the_dashes_are_the_childrens_alone(scratch, behind, message):
+    command = shlex.split("""train_sample_tasks.py --task_names rte cb --model_name_or_path t5-base --num_samples 1
+        --device cpu --task_set_name x --""")
+    out = subprocess.run([sys.executable, *command, *behind.split()], capture_output=True, text=True)
+    assert out.returncode == 2 and message in out.stderr

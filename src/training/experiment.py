@@ -13,7 +13,7 @@ from pathlib import Path
 
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from src.cli import InputError, did_you_mean
+from src.cli import InputError, did_you_mean, warn
 from src.files import check_writable
 from src.identity import model_content, settings_that_count, short_hash
 from src.names import MAX_NAME, plain_name
@@ -181,6 +181,9 @@ def report_data(data: Data) -> None:
                 ("cut_inputs", "inputs cut to --max_source_length"),
                 ("cut_targets", "targets cut to --max_target_length"),
                 *((name, f"rows {what} left out") for name, what in LEFT_OUT.items())) if total[name]]
+            if total["unwritable_targets"]:
+                warn(f"{total['unwritable_targets']} of {total['rows']} {role} targets of {item} hold signs or tokens "
+                     "that this model's tokenizer cannot write: no prediction can match them")
             log.info("%-10s %-24s %7d rows  %9d input tokens  %8d target tokens  from %s%s", role, item, total["rows"],
                      total["input_tokens"], total["target_tokens"], entries[0].source,
                      f"  ({', '.join(notes)})" if notes else "")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from src.cli import InputError
 from src.files import locked
 from src.identity import short_hash
-from src.metrics import metric_names
+from src.metrics import colliding, metric_names
 from src.tasks.rows import Selection, render_rows
 from src.tasks.shorten import shorten
 from src.tasks.template import LEFT_OUT, Rendered, Template
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import datasets
 
 BATCH = 1000  # rows rendered and tokenised at once
-FORMAT = 2  # counted up when what is stored changes, so that older files are not taken for new ones
+FORMAT = 3  # counted up when what is stored changes, so that older files are not taken for new ones
 GENERATION_MARGIN = 5  # tokens generated beyond the longest answer choice: a longer output could not match it anyway
 
 
@@ -59,6 +59,7 @@ class Preparer:
         self.folder = Path(cache_dir) / "tokenised"
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
         self.overwrite_cache = overwrite_cache
+        self._special, self._unknown = set(tokenizer.all_special_ids), tokenizer.unk_token_id
         self._written: set[str] = set()  # --overwrite_cache builds each file once, not once for each run
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._tokenizer_hash = short_hash([type(tokenizer).__name__, backend.to_str() if backend else
@@ -95,7 +96,12 @@ class Preparer:
         choices = template.answer_choices
         longest = counts["longest_target"] if choices else 0
         if choices and not isinstance(choices, str):
-            longest = max(longest, *(len(ids) for ids in self._tokenise(list(choices), target=True)))
+            ids = self._tokenise(list(choices), target=True)
+            longest = max(longest, *map(len, ids))
+            if alike := colliding(self._written_as(choices, ids)):
+                raise InputError(f"{selection.task.path}: template {template.index} ({template.name}): this model's "
+                                 f"tokenizer writes two of the answer choices {' | '.join(choices)} as '{alike[0]}' "
+                                 f"and '{alike[1]}', which no metric tells apart")
         return Prepared(template, selection.role, key, selection.rows.source, dataset, counts,
                         metric_names(selection.task.metrics, choices), longest)
 
@@ -108,7 +114,7 @@ class Preparer:
         rows = selection.load()
         template.check_columns(rows[0][1], selection.rows.source)
         counts = dict.fromkeys(("rows", "input_tokens", "target_tokens", "shortened_inputs", "cut_inputs",
-                                "cut_targets", "longest_target", *LEFT_OUT), 0)
+                                "cut_targets", "unwritable_targets", "longest_target", *LEFT_OUT), 0)
         temporary = data.with_suffix(f".{os.getpid()}")
         try:
             with ArrowWriter(path=str(temporary), features=features) as writer:
@@ -119,6 +125,10 @@ class Preparer:
                         continue
                     inputs = self._tokenise([r.input for r in rendered])
                     labels = self._tokenise([r.target for r in rendered], target=True)
+                    counts["unwritable_targets"] += sum(map(self._is_unwritable, labels))
+                    references = [list(r.references) for r in rendered]
+                    if selection.role != "train":
+                        references = self._as_generated(references)
                     counts["shortened_inputs"] += self._shorten(template, rendered, inputs)
                     inputs, cut_inputs = _cut(inputs, self.max_source_length, self.tokenizer.all_special_ids)
                     labels, cut_labels = _cut(labels, self.max_target_length, self.tokenizer.all_special_ids)
@@ -128,8 +138,7 @@ class Preparer:
                     counts["cut_inputs"] += cut_inputs
                     counts["cut_targets"] += cut_labels
                     counts["longest_target"] = max(counts["longest_target"], *map(len, labels))
-                    writer.write_batch({"input_ids": inputs, "labels": labels,
-                                        "references": [list(r.references) for r in rendered]})
+                    writer.write_batch({"input_ids": inputs, "labels": labels, "references": references})
                 if not counts["rows"]:
                     reasons = ", ".join(f"{counts[name]} {what}" for name, what in LEFT_OUT.items() if counts[name])
                     raise InputError(f"{selection.rows.source}: all {len(rows)} {selection.role} rows are left out "
@@ -157,6 +166,26 @@ class Preparer:
         for i, ids in zip(shorter, self._tokenise(list(shorter.values())) if shorter else [], strict=True):
             inputs[i] = ids
         return len(shorter)
+
+    def _is_unwritable(self, ids: list[int]) -> bool:
+        """Whether a special token, the unknown one among them, stands inside a text: decoded, it will be missing."""
+        special = self._special
+        first = next((i for i, token in enumerate(ids) if token not in special or token == self._unknown), len(ids))
+        last = next((i for i in range(len(ids), first, -1) if ids[i - 1] not in special
+                     or ids[i - 1] == self._unknown), first)
+        return any(token in special for token in ids[first:last])
+
+    def _written_as(self, texts: Sequence[str], ids: list[list[int]]) -> list[str]:
+        """Each text as a model that generates its `ids` would write it; what it cannot write stays as it is."""
+        decoded = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [text if self._is_unwritable(of_text) else written.strip()
+                for text, of_text, written in zip(texts, ids, decoded, strict=True)]
+
+    def _as_generated(self, references: list[list[str]]) -> list[list[str]]:
+        """Accepted answers after the way through the tokenizer that a prediction has gone, too."""
+        flat = list(dict.fromkeys(text for of_row in references for text in of_row))
+        written = dict(zip(flat, self._written_as(flat, self._tokenise(flat, target=True)), strict=True))
+        return [list(dict.fromkeys(written[text] or text for text in of_row)) for of_row in references]
 
     def _tokenise(self, texts: list[str], target: bool = False) -> list[list[int]]:
         return self.tokenizer(**{"text_target" if target else "text": texts}, verbose=False)["input_ids"]

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 # Of the model folder's generation settings evaluation takes these; a minimal length, say, would change every score.
 TAKEN = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id",
          "forced_eos_token_id")
+CURES = {True: "float16 overflows easily: use --bf16 True, or float32 (--fp16 False)",
+         False: "lower --learning_rate, and see above whether the tokenizer can write the targets"}  # by --fp16
 EMPTY_EVALUATIONS = 3  # that many evaluations in a row of nothing but empty text end a run
 
 
@@ -34,8 +36,7 @@ class _Report(transformers.TrainerCallback):
             return
         loss = logs.get("loss", logs.get("train_loss"))
         if loss is not None and not math.isfinite(loss):
-            cure = ("float16 overflowed: use --bf16 True, or float32 (--fp16 False)" if args.fp16
-                    else "lower --learning_rate or --max_grad_norm")
+            cure = CURES[True] if args.fp16 else "lower --learning_rate or --max_grad_norm"
             raise TrainingFailed(f"the training loss is {loss} at step {state.global_step}; {cure}")
         names = ("loss", "learning_rate", "eval_loss", "eval_exact_match", "train_loss", "train_runtime")
         text = "  ".join(f"{name} {logs[name]:.4g}" for name in names if name in logs)
@@ -151,7 +152,7 @@ class Trainer(Seq2SeqTrainer):
             if self._empty_evaluations == EMPTY_EVALUATIONS:
                 raise TrainingFailed(
                     f"{EMPTY_EVALUATIONS} evaluations in a row gave only empty text (last at step "
-                    f"{self.state.global_step}); with --fp16 use --bf16 True or float32, else lower --learning_rate")
+                    f"{self.state.global_step}); {CURES[self.args.fp16]}")
         return result
 
     def _evaluate_set(self, prepared: Prepared, item: str) -> dict[str, float]:
