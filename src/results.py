@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script
+from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script, warn
 from src.files import check_writable, locked, write_whole
 from src.identity import short_hash
 from src.names import SPLITS, check_name, natural_order, plain_name
@@ -83,12 +83,10 @@ class Results:
 
     def is_completed(self, run_id: str) -> bool:
         """Whether the run's rows are there and tell of success."""
-        try:
-            with self.part(run_id).open(encoding="utf-8", newline="") as file:
-                statuses = {row["status"] for row in csv.DictReader(file)}
-        except FileNotFoundError:
+        part = self.part(run_id)
+        if not part.exists() or (rows := read_part(part)) is None:
             return False
-        if statuses:  # there are none where it was only trained
+        if statuses := {row["status"] for row in rows}:  # there are none where it was only trained
             return statuses == {"completed"}
         return json.loads(self.part(run_id, "json").read_text(encoding="utf-8"))["status"] == "completed"
 
@@ -111,17 +109,20 @@ class Results:
     def merge(self) -> int:
         """Rebuild runs.csv, _valid.csv and _test.csv from the parts; return the number of runs.
 
-        Raises:
-            InputError: there are no runs, or a part does not have the columns of this version.
+        A part that is not whole is named and left out. Raises InputError where there are no runs.
         """
         if not (self.folder / "runs").is_dir():
             raise InputError(f"{self.folder}: no runs there")
         with locked(self.folder / ".lock"):
-            header = ",".join(COLUMNS) + "\n"
-            parts = [_rows_of(path, header) for path in sorted((self.folder / "runs").glob("*.csv"))]
-            write_whole(self.runs_csv, header + "".join(parts))
+            parts = [read_part(path) for path in sorted((self.folder / "runs").glob("*.csv"))]
+            parts = [part for part in parts if part is not None]
+            rows, text = [row for part in parts for row in part], io.StringIO()
+            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_whole(self.runs_csv, text.getvalue())
             for split in SPLITS:
-                table = _summary(csv.DictReader(io.StringIO(header + "".join(parts))), split)
+                table = _summary(rows, split)
                 if table:
                     write_whole(self.summary_csv(split), table)
                 else:
@@ -129,17 +130,22 @@ class Results:
         return len(parts)
 
 
-def _rows_of(part: Path, header: str) -> str:
-    """The lines of a part below its header, in the columns of this version."""
-    text = part.read_text(encoding="utf-8")
-    if text.startswith(header):
-        return text[len(header):]
-    reader, out = csv.DictReader(io.StringIO(text)), io.StringIO()
-    columns = reader.fieldnames or ()
-    if not set(COLUMNS) - NEWER <= set(columns) <= set(COLUMNS):
-        raise InputError(f"{part}, line 1: expected the columns {header.strip()}")
-    csv.DictWriter(out, COLUMNS, lineterminator="\n").writerows(reader)
-    return out.getvalue()
+def read_part(path: Path) -> list[dict[str, str]] | None:
+    """The rows of a part in the columns of this version; None, with a warning, where it is not a whole file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        header, *lines = csv.reader(io.StringIO(text), strict=True)
+        if not set(COLUMNS) - NEWER <= set(header) <= set(COLUMNS):
+            raise ValueError(f"line 1: expected the columns {','.join(COLUMNS)}")
+        if not text.endswith("\n") or any(len(line) != len(header) for line in lines):
+            raise ValueError("its lines are not whole")
+        rows = [dict.fromkeys(NEWER, "") | dict(zip(header, line, strict=True)) for line in lines]
+        for row in rows:
+            float(row["value"] or 0)
+    except (OSError, ValueError, csv.Error) as error:
+        warn(f"{path}: left out, {error}; remove it, or train that run again")
+        return None
+    return rows
 
 
 def _summary(rows: Iterable[Mapping[str, str]], split: str) -> str:

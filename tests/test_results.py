@@ -177,13 +177,20 @@ def test_folders_that_cannot_be_written(tmp_path, results):
             Results(tmp_path / "closed", "trial").check_writable()
 
 
-def test_what_is_no_result(results):
+def test_what_is_no_result(results, capsys):
     with pytest.raises(InputError, match="no runs there"):
         results.merge()
     results.write_run("a", [row("a", 1)], {})
-    results.part("b").write_text("run_id,value\n")
-    with pytest.raises(InputError, match=r"b.csv, line 1: expected the columns run_id,status"):
-        results.merge()
+    whole = results.part("a").read_text()
+    for number, text in enumerate((
+            "run_id,value\n", "", whole[:-1], whole[:len(whole) // 2], whole + "a,b\n", whole.replace(",1,", ",one,"))):
+        results.part("b").write_text(text)
+        capsys.readouterr()
+        assert results.merge() == 1 and len(results.runs_csv.read_text().splitlines()) == 2, number
+        assert f"{results.part('b')}: left out" in capsys.readouterr().err
+        assert not results.is_completed("b") and results.is_completed("a")
+    results.part("b").write_bytes(b"\xff\xfe")
+    assert results.merge() == 1 and "b.csv: left out" in capsys.readouterr().err
 
 
 def test_parts_of_older_versions_are_read(results):
