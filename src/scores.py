@@ -34,17 +34,20 @@ def results_file(folder: str | Path, split: str = "valid") -> Path:
 
 
 def read_scores(folder: str | Path, split: str = "valid", config_hash: str | None = None,
-                statuses: tuple[str, ...] = SCORED):
+                statuses: tuple[str, ...] = SCORED, keep_seed: Callable[[str], bool] | None = None):
     """The scores of each item after each subset, as a data frame with a row per (trained_on, item, metric).
 
     Columns: trained_on (item names, sorted, separated by spaces), item, metric, value (mean over seeds), variance (of
     that mean; NaN with one seed), runs, estimated. Files of users from before `runs` and `config_hash` are read as
-    well. Of the `statuses` that count, a true score (completed) goes before an estimated one.
+    well. Of the `statuses` that count, a true score (completed) goes before an estimated one. With `keep_seed`, only
+    runs of the seeds that it is true of; the frame may then be empty.
     """
     path = results_file(folder, split)
-    scores = (_read_runs(path, split, config_hash, statuses) if path.name == "runs.csv"
+    if path.name != "runs.csv" and keep_seed is not None:
+        raise InputError(f"{path}: means over seeds, so no seed can be told from the others; {path.parent}/runs.csv could")
+    scores = (_read_runs(path, split, config_hash, statuses, keep_seed) if path.name == "runs.csv"
               else _read_wide(path, config_hash))
-    if scores.empty:
+    if scores.empty and keep_seed is None:
         raise InputError(f"{path}: no scores of split '{split}'")
     scores["trained_on"] = [" ".join(sorted(names.split())) for names in scores["trained_on"]]
     scores = scores.sort_values("estimated", kind="stable").drop_duplicates(["trained_on", "item", "metric"])
@@ -123,7 +126,8 @@ def _reject_duplicates(path: Path, frame, keys: list[str]) -> None:
                          + ", ".join(f"{key} '{frame.loc[line, key]}'" for key in keys) + "; remove one of them")
 
 
-def _read_runs(path: Path, split: str, config_hash: str | None, statuses: tuple[str, ...]):
+def _read_runs(path: Path, split: str, config_hash: str | None, statuses: tuple[str, ...],
+               keep_seed: Callable[[str], bool] | None):
     frame = _read_csv(path, RUN_COLUMNS)
     frame = frame[frame["status"].isin(statuses)]
     splits = set(frame["split"])
@@ -133,6 +137,8 @@ def _read_runs(path: Path, split: str, config_hash: str | None, statuses: tuple[
     frame = _one_setting(path, frame, ["status", "trained_on", "item", "metric"], config_hash)
     _reject_duplicates(path, frame, ["run_id", "item", "metric", "trained_on"])
     frame = frame.drop_duplicates(["trained_on", "item", "metric", "status", "seed"], keep="last")  # a seed counts once
+    if keep_seed is not None:
+        frame = frame[[keep_seed(seed) for seed in frame["seed"]]]
     frame = frame.assign(value=_numbers(path, frame["value"]), estimated=frame["status"] == "estimated")
     groups = frame.groupby(["trained_on", "item", "metric", "estimated"], sort=False)["value"]
     scores = groups.agg(value="mean", variance="var", runs="size").reset_index()
