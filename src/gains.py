@@ -122,16 +122,16 @@ def read_gains(scores, unit: str, items: tuple[str, ...] | None = None, fallback
     """
     import pandas as pd
 
-    scores = scores[[row.item in row.trained_on.split() for row in scores.itertuples()]]
+    scores = scores[np.array([row.item in row.trained_on.split() for row in scores.itertuples()], bool)]
     items = items or tuple(sorted(set(scores["item"]), key=natural_order))
     place = {item: i for i, item in enumerate(items)}
-    scores = scores[[set(names.split()) <= set(items) for names in scores["trained_on"]]]
+    scores = scores[np.array([set(names.split()) <= set(items) for names in scores["trained_on"]], bool)]
     pool = scores if fallback is None else pd.concat([scores, fallback])
     alone = pool[pool["item"] == pool["trained_on"]].drop_duplicates("item").set_index("item")[["value", "variance"]]
     small = alone["value"].abs() < SMALLEST
     if unit == "relative" and small.any():
-        raise InputError(f"--unit relative: '{alone.index[small][0]}' alone has {alone['value'][small].iloc[0]:.2g}, too "
-                         f"close to 0 (at least {SMALLEST} is needed); --unit points, or another --metric")
+        raise InputError(f"--unit relative: '{alone.index[small][0]}' alone has {alone['value'][small].iloc[0]:.2g}, "
+                         f"too close to 0 (at least {SMALLEST} is needed); --unit points, or another --metric")
     if unit == "gain":  # of an item alone it is 0 by definition
         alone = pd.DataFrame({"value": 0.0, "variance": 0.0}, index=list(items))
     subsets = {names: s for s, names in enumerate(dict.fromkeys(scores["trained_on"]))}

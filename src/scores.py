@@ -44,7 +44,7 @@ def read_scores(folder: str | Path, split: str = "valid", config_hash: str | Non
     """
     path = results_file(folder, split)
     if path.name != "runs.csv" and keep_seed is not None:
-        raise InputError(f"{path}: means over seeds, so no seed can be told from the others; {path.parent}/runs.csv could")
+        raise InputError(f"--confirm_seed: {path} holds means over seeds; {path.parent}/runs.csv is needed")
     scores = (_read_runs(path, split, config_hash, statuses, keep_seed) if path.name == "runs.csv"
               else _read_wide(path, config_hash))
     if scores.empty and keep_seed is None:

@@ -224,17 +224,18 @@ def intervals(count: int = 200, n: int = 8) -> None:
     for groups, noise in itertools.product((0.06, 0.0), (0.01, 0.03)):
         covered, below = {"naive": [], "fresh seed": [], "bootstrap": []}, {"before": [], "after": []}
         for seed in range(count):
-            true, measured = world(n, seed, groups=groups, hubs=groups / 3, capacity=0.004 if groups else 0, noise=noise)
+            true, measured = world(n, seed, groups, groups / 3, 0.004 if groups else 0, noise)
             truth = table_gains(np.vstack([np.zeros(n), true(every)]))
-            start = [names for names in start_set(truth.items, seed)]
-            gains = part(replace(truth, values=measured(every)), start)
+            gains = part(replace(truth, values=measured(every)), start_set(truth.items, seed))
             worth = Worth(gains, Process(gains.members, gains.values), np.ones(n))
-            plan = choose.choose(worth, measured_only=True)
+            plan = choose.choose(worth, pool=worth.measured())
             right, fresh = value(truth, plan) / 100, measured(plan.of_item)[np.arange(n), np.arange(n)]
             own = worth.of_items(plan.of_item)[np.arange(n), np.arange(n)]
-            bootstrap = confirm.optimism(worth, plan, None, False, True, seed)
+            bootstrap = confirm.optimism(worth, plan, None, False, seed)
             for name, (_, low, high) in (("naive", confirm.interval(own, worth.weights)),
-                                         ("fresh seed", confirm.interval(fresh, worth.weights)),
+                                         ("fresh seed", confirm.interval(
+                                             fresh, worth.weights, error=confirm.fresh_error(
+                                                 fresh, own, worth.weights, 1))),
                                          ("bootstrap", confirm.interval(own, worth.weights, bootstrap))):
                 covered[name].append(low - 1e-12 <= right <= high + 1e-12)
             below["before"].append(right < -1e-12)
@@ -261,7 +262,7 @@ def speed() -> None:
         fitted = time.perf_counter()
         step = rounds.next_step(worth, [], [], set(), 2, None, False, 0)
         stepped = time.perf_counter()
-        confirm.optimism(worth, step.plan, None, False, False, 0)
+        confirm.optimism(worth, step.plan, None, False, 0)
         end = time.perf_counter()
         plan = float(true(step.plan.of_item)[np.arange(n), np.arange(n)].mean())
         print(f"  {n} items, {len(sets)} subsets: predictor {fitted - begin:.1f}, plan and what next "

@@ -71,18 +71,21 @@ class Worth:
         found[[self.gains.is_measured(members) for members in S]] = 0.0
         return found
 
-    def allowed(self, S: np.ndarray, measured_only: bool) -> np.ndarray:
-        """(N,): which sets may be in a plan; an item alone always, unless that training failed."""
-        return np.array([key not in self.excluded and (not measured_only or members.sum() == 1 or
-                                                       self.gains.is_measured(members))
-                         for key, members in ((members.tobytes(), members) for members in S)], bool)
+    def allowed(self, S: np.ndarray) -> np.ndarray:
+        """(N,): which sets may be in a plan, as their training has not failed."""
+        return np.array([members.tobytes() not in self.excluded for members in S], bool)
 
-    def totals(self, S: np.ndarray, optimistic: bool = False, measured_only: bool = False) -> np.ndarray:
+    def measured(self) -> np.ndarray:
+        """The sets (m, n) that were trained, and each item alone."""
+        trained = [members for members in self.gains.members if self.gains.is_measured(members)]
+        return np.unique([*trained, *np.eye(len(self.weights), dtype=bool)], axis=0)
+
+    def totals(self, S: np.ndarray, optimistic: bool = False) -> np.ndarray:
         """(N,) weighted sums of the gains; optimistic: with 2 standard deviations of each sum on top."""
         total = np.nan_to_num(self.of_items(S)) @ self.weights
         if optimistic:
             total += OPTIMISM * np.sqrt(self.deviations(S) ** 2 @ self.weights**2)
-        return np.where(self.allowed(S, measured_only), total, IMPOSSIBLE)
+        return np.where(self.allowed(S), total, IMPOSSIBLE)
 
 
 def every_subset(n: int) -> np.ndarray:
@@ -118,13 +121,20 @@ def best_partition(values: np.ndarray, budget: int | None = None) -> list[int]:
     """The bit masks of the partition of n items into at most `budget` subsets with the largest sum of values (2^n,)."""
     n = len(values).bit_length() - 1
     limited = budget is not None and budget < n
+    few = np.flatnonzero(values > IMPOSSIBLE / 2)[1:]
     layers = [np.full(2**n, IMPOSSIBLE)]  # best value of each union, by one more subset in each layer
     layers[0][0] = 0.0
     for layer in range(budget if limited else 1):
         best = layers[-1].copy() if limited else layers[0]
         for h in range(n):  # the subset with the highest bit, and what is left of the lower ones
             low, high = slice(0, 2**h), slice(2**h, 2 ** (h + 1))
-            best[high] = np.maximum(best[high], convolve(values[high], layers[layer][low]))
+            if len(few) > 2**n / 8:
+                best[high] = np.maximum(best[high], convolve(values[high], layers[layer][low]))
+                continue
+            masks = np.arange(2**h, 2 ** (h + 1))
+            for s in few[(few >= 2**h) & (few < 2 ** (h + 1))]:
+                inside = masks[(masks & s) == s]
+                best[inside] = np.maximum(best[inside], values[s] + layers[layer][inside ^ s])
         layers.append(best)
     found, left, layer = [], 2**n - 1, len(layers) - 1
     if layers[-1][-1] < IMPOSSIBLE / 2:
@@ -287,35 +297,43 @@ def exchange(plan: Plan, pool: np.ndarray, of_items: np.ndarray, budget: int) ->
 
 
 def choose(worth: Worth, budget: int | None = None, overlap: bool = False, optimistic: bool = False,
-           measured_only: bool = False, seed: int = 0, start: Plan | None = None, kicks: int = KICKS) -> Plan:
+           pool: np.ndarray | None = None, seed: int = 0, start: Plan | None = None, kicks: int = KICKS) -> Plan:
     """The best plan by what subsets are worth; without overlap every item is in one subset.
 
-    start: a plan to begin the search from, where it is one.
+    pool (N, n): the only sets to choose among (default: all there are); start: a plan that the search begins from.
     Raises InputError where a budget cannot serve all items.
     """
-    n = len(worth.gains.items)
+    n = len(worth.weights)
+    if n > (MOST_EXACT_OVERLAP if overlap else MOST_EXACT):
+        return _by_search(worth, budget, overlap, optimistic, pool, seed, start, kicks)
+    every, sets = every_subset(n), every_subset(n)[1:] if pool is None else pool
+    masks = sets @ (1 << np.arange(n))
+    if not overlap:
+        values = np.full(2**n, IMPOSSIBLE)
+        values[0], values[masks] = 0.0, worth.totals(sets, optimistic)
+        return partition(every[best_partition(values, budget)], exact=True)
+    of_items, deviations, allowed = np.zeros(every.shape), np.zeros(every.shape), np.zeros(2**n, bool)
+    of_items[masks], allowed[masks] = worth.of_items(sets) * worth.weights, worth.allowed(sets)
+    if optimistic:
+        deviations[masks] = worth.deviations(sets) * worth.weights
+    return best_cover(of_items, deviations, allowed, budget)
 
-    def totals(S: np.ndarray) -> np.ndarray:
-        return worth.totals(S, optimistic, measured_only)
 
-    if n <= (MOST_EXACT_OVERLAP if overlap else MOST_EXACT):
-        every = every_subset(n)
-        if not overlap:
-            values = np.concatenate([[0.0], totals(every[1:])])
-            return partition(every[best_partition(values, budget)], exact=True)
-        deviations = worth.deviations(every) * worth.weights if optimistic else np.zeros(every.shape)
-        return best_cover(worth.of_items(every) * worth.weights, deviations, worth.allowed(every, measured_only), budget)
-    search = Search(totals, n, budget, seed)
-    alone, whole = [1 << i for i in range(n)], [(1 << n) - 1]
+def _by_search(worth: Worth, budget: int | None, overlap: bool, optimistic: bool, pool: np.ndarray | None, seed: int,
+               start: Plan | None, kicks: int) -> Plan:
+    n = len(worth.weights)
+    search = Search((lambda S: worth.totals(S, optimistic)) if pool is None else
+                    (lambda S: np.full(len(S), IMPOSSIBLE)), n, budget, seed)
+    known = worth.gains.members if pool is None else pool
+    masks = [search.mask(members) for members in known]
+    search.known.update(zip(masks, worth.totals(known, optimistic).tolist(), strict=True))
     given = [[search.mask(members) for members in start.subsets]] if start is not None else []
-    pool = [search.mask(members) for members in worth.gains.members if members.sum() > 1]
-    blocks = search.run([alone, whole, *given], pool, kicks)
+    blocks = search.run([[1 << i for i in range(n)], [(1 << n) - 1], *given], masks, kicks)
     if search.value(blocks) < IMPOSSIBLE / 2:
         raise InputError(f"--budget {budget}: found no plan that serves all items without trainings that have failed")
     plan = partition(search.members(blocks))
     if not overlap:
         return plan
     tried = search.members([mask for mask, value in search.known.items() if mask and value > IMPOSSIBLE / 2])
-    pool = np.unique(np.concatenate([tried, plan.subsets]), axis=0)
-    of_items = worth.of_items(pool) + (OPTIMISM * worth.deviations(pool) if optimistic else 0.0)
-    return exchange(plan, pool, np.where(pool, of_items * worth.weights, IMPOSSIBLE), budget or n)
+    of_items = worth.of_items(tried) + (OPTIMISM * worth.deviations(tried) if optimistic else 0.0)
+    return exchange(plan, tried, np.where(tried, of_items * worth.weights, IMPOSSIBLE), budget or n)

@@ -38,7 +38,7 @@ class Process:
     """
 
     def __init__(self, members: np.ndarray, values: np.ndarray, seed: int = 0):
-        """members (m, n) bool; values (m, n), NaN of what is not known. Items alone are left out: there all is known."""
+        """members (m, n) bool; values (m, n), NaN of what is not known. Items alone are left out."""
         together = members.sum(1) > 1
         self.sets, known = members[together], ~np.isnan(values[together])
         self.values = np.where(known, values[together], 0.0)
@@ -49,6 +49,7 @@ class Process:
         self.c, self.noise = self._choose()
         self.weights = np.zeros(self.values.shape)  # (m, n): the means are k(S, sets) @ weights
         self.scale = np.zeros(members.shape[1])  # variance of each item's gains
+        self.errors = np.full(members.shape[1], np.nan)  # (n,): root mean square of the leave-one-out residuals
         self.solvers: list[np.ndarray] = []  # (K + noise)^-1 of each item's sets
         self.inverses: list[np.ndarray] = []  # the same of the tuned sets
         self.error, self.rank_correlation, self.coverage = self._fit()
@@ -83,6 +84,7 @@ class Process:
                 kernel(*[self.sets[self.tuned[i]]] * 2, self.c) + self.noise * np.eye(MOST_TUNED)))
             if len(rows) > 2:
                 residuals.append(residual)
+                self.errors[i] = np.sqrt((residual**2).mean())
                 covered.append(np.abs(residual) <= Z90 * np.sqrt(self.scale[i] * variance))
                 if np.ptp(y) > 0 and np.ptp(y - residual) > 0:
                     ranks.append(spearmanr(y, y - residual).statistic)

@@ -53,7 +53,7 @@ def failed_subsets(folder: Path) -> set[Subset]:
     for path in folder.glob("failed/*"):
         try:
             found.add(subset(json.loads(path.read_text(encoding="utf-8"))["subset"].split()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):  # being written, or damaged: the sweep says so
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):  # damaged: the sweep says so
             continue
     return found
 
@@ -74,7 +74,6 @@ class Step:
     gain: float
     next: list[Subset]
     why: str
-    measured_only: bool = False
     kind: str = ""
 
 
@@ -98,28 +97,28 @@ def next_step(worth: Worth, rounds: list[Round], missing: list[Subset], failed: 
 
     spent = sum(len(each.subsets) for each in rounds)
     enough = spent >= MOST_SPENT * n
-    plan = choose(worth, budget, overlap, measured_only=enough, seed=seed)
+    plan = choose(worth, budget, overlap, pool=worth.measured() if enough else None, seed=seed)
     gain, own = gain_of(plan), [gains.names(members) for members in lacks(plan)]
     if missing or own:
         why = "without these nothing can be compared" if missing else "in the plan, but not measured"
-        return Step(plan, gain, [*missing, *(members for members in own if members not in missing)], why, enough, "plan")
+        return Step(plan, gain, [*missing, *(members for members in own if members not in missing)], why, "plan")
     explored = [each for each in rounds if each.kind == "explore"]
     if explore == 0:
-        return Step(plan, gain, [], "the plan is measured", enough)
+        return Step(plan, gain, [], "the plan is measured")
     if enough:
-        return Step(plan, gain, [], f"the plan is measured, and {spent} subsets were tried for it", enough)
+        return Step(plan, gain, [], f"the plan is measured, and {spent} subsets were tried for it")
     waiting = [members for each in explored[-1:] for members in each.subsets
                if members not in failed and not gains.is_measured(gains.mask(members))]
     if waiting:
-        return Step(plan, gain, waiting, "proposed before, not measured yet", enough, "explore")
+        return Step(plan, gain, waiting, "proposed before, not measured yet", "explore")
     if len(explored) >= IN_VAIN and gain < explored[-IN_VAIN].gain + ENOUGH:
-        return Step(plan, gain, [], f"the plan is measured, and {IN_VAIN} rounds of exploring brought nothing", enough)
+        return Step(plan, gain, [], f"the plan is measured, and {IN_VAIN} rounds of exploring brought nothing")
     hoped = choose(worth, budget, overlap, optimistic=True, seed=seed, start=plan)
     if gain_of(hoped, optimistic=True) < gain + ENOUGH or not lacks(hoped):
-        return Step(plan, gain, [], "the plan is measured, and no other is likely to beat it", enough)
+        return Step(plan, gain, [], "the plan is measured, and no other is likely to beat it")
     open_sets = np.array(lacks(hoped))
     order = np.argsort(-worth.totals(open_sets, optimistic=True), kind="stable")[:explore]
-    return Step(plan, gain, [gains.names(open_sets[s]) for s in order], "may make a better plan", enough, "explore")
+    return Step(plan, gain, [gains.names(open_sets[s]) for s in order], "may make a better plan", "explore")
 
 
 def record(rounds: list[Round], step: Step, start: Iterable[Subset]) -> list[Round]:
