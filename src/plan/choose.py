@@ -121,7 +121,7 @@ def best_partition(values: np.ndarray, budget: int | None = None) -> list[int]:
     """The bit masks of the partition of n items into at most `budget` subsets with the largest sum of values (2^n,)."""
     n = len(values).bit_length() - 1
     limited = budget is not None and budget < n
-    few = np.flatnonzero(values > IMPOSSIBLE / 2)[1:]
+    few = np.flatnonzero(values[1:] > IMPOSSIBLE / 2) + 1
     layers = [np.full(2**n, IMPOSSIBLE)]  # best value of each union, by one more subset in each layer
     layers[0][0] = 0.0
     for layer in range(budget if limited else 1):

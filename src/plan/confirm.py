@@ -25,7 +25,7 @@ class Optimism:
 
 def interval(differences: np.ndarray, weights: np.ndarray, optimism: Optimism | None = None,
              error: float | None = None) -> tuple[float, float, float]:
-    """Weighted mean of differences (n,), and the ends of its 90 % interval; error: of the mean, if not by its spread."""
+    """Weighted mean of differences (n,), and the ends of its 90 % interval; error: of the mean (default: by spread)."""
     from scipy.stats import t
 
     mean = float(differences @ weights / weights.sum())

@@ -62,9 +62,9 @@ def read(args) -> Known:
         gains = fill(gains, read_gains(parts["estimated"], unit, items, fallback=parts["measured"]))
     failed = {members for members in failed_subsets(Path("sampled_tasks") / (args.task_set_name or args.save_name))
               if set(members) <= trained and not gains.is_measured(gains.mask(members))
-              and members not in {(item,) for item in trained - set(gains.no_alone)}}
+              and (len(members) > 1 or members[0] in gains.no_alone)}
     seeds = float(np.nan_to_num(parts["measured"]["runs"].astype(float).median(), nan=1.0))
-    return Known(gains, max(seeds, 1.0), read_gains(parts["report"], unit, items) if report is not None else None, source,
+    return Known(gains, max(seeds, 1.0), None if report is None else read_gains(parts["report"], unit, items), source,
                  seed is not None, failed, sorted(set(together["metric"])))
 
 

@@ -53,8 +53,9 @@ def plan_table(plan: Rival, gains: Gains, how: list[str], passes: dict[str, floa
     """A line for each item, under the subset that serves it."""
     from rich.table import Column, Table
 
-    table = Table(Column("subset", overflow="fold"), Column("serves", overflow="fold"), *_numbers("gain", "90 % interval"),
-                  "known by", "passes", title=f"plan: {len(plan.plan.subsets)} subsets; gains over alone: {plan.source}",
+    folded = [Column(name, overflow="fold") for name in ("subset", "serves")]  # never cut a name
+    table = Table(*folded, *_numbers("gain", "90 % interval"), "known by", "passes",
+                  title=f"plan: {len(plan.plan.subsets)} subsets; gains over alone: {plan.source}",
                   caption="passes: how often the training went over the item's rows")
     for s, members in enumerate(plan.plan.subsets):
         for place, i in enumerate(np.flatnonzero(plan.plan.served == s)):
@@ -143,7 +144,8 @@ def draw(path: Path, rivals: list[Rival], gains: Gains) -> None:
 
     shown = [rival for rival in rivals if rival.name in COLOURS]
     order = np.argsort(shown[-1].gains, kind="stable")
-    factor, label = (100, "gain over alone, %") if gains.unit == "relative" else (1, "gain over alone" + (", points" if gains.unit == "points" else ""))
+    factor = 100 if gains.unit == "relative" else 1
+    label = "gain over alone" + {"relative": ", %", "points": ", points", "gain": ""}[gains.unit]
     figure, axes = pyplot.subplots(figsize=(7, 1.4 + 0.3 * len(gains.items)), layout="constrained", dpi=150)
     axes.axvline(0, color="black", linewidth=1.2, label="alone")
     for at, rival in enumerate(shown):
