@@ -52,7 +52,7 @@ def loop(truth: Gains, start: list, explore: int, overlap: bool = False) -> tupl
         step = rounds.next_step(worth, history, [], set(), explore, None, overlap, 0)
         if not step.next:
             return step.plan, len(set(measured)) - len(set(start))
-        history = rounds.record(history, step, start)
+        history = rounds.record(history, step)
         measured += step.next
 
 

@@ -166,7 +166,7 @@ def test_failed_subsets_are_in_no_plan():
     worth = worth_of(np.where(sets.sum(1, keepdims=True) > 1, sets.sum(1, keepdims=True), 0.0), sets)
     assert len(choose.choose(worth).subsets) == 1
     without = Worth(worth.gains, worth.process, worth.weights, {np.ones(3, bool).tobytes()})
-    assert [2, 1] == sorted((int(members.sum()) for members in choose.choose(without).subsets), reverse=True)
+    assert sorted((int(members.sum()) for members in choose.choose(without).subsets), reverse=True) == [2, 1]
     with pytest.raises(choose.InputError, match="--budget 1"):
         choose.choose(without, budget=1)
 
@@ -455,7 +455,8 @@ def test_own_metrics_and_mixed_units(place, capsys):
     assert plan("--higher_is_better", "perplexity", "--explore", "0") in (0, 3)
     assert read_plan(place)["subsets"] != losses["subsets"]
     train(place, sets, metric="accuracy")
-    metrics = ["--metric", "a=perplexity", "b=perplexity", "c=accuracy", "d=accuracy", "--lower_is_better", "perplexity"]
+    metrics = ["--metric", "a=perplexity", "b=perplexity", "c=accuracy", "d=accuracy", "--lower_is_better",
+               "perplexity"]
     assert "--unit is needed: these results mix" in error_of(capsys, *metrics)
     assert plan(*metrics, "--unit", "points", "--explore", "0") in (0, 3)
     assert ["a", "b"] in read_plan(place)["subsets"]

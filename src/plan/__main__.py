@@ -20,7 +20,6 @@ from src.gains import UNITS
 from src.plan import confirm, known, rounds, show
 from src.plan.choose import MOST_EXACT, Plan, Worth, every_subset, partition
 from src.plan.predict import Z90, Process
-from src.subsets import start_set
 
 UNIT_IN_WORDS = {"relative": "relative to the score alone", "points": "in points of the metric", "gain": "as given"}
 LEFT = 3  # exit code: something is left to be trained
@@ -186,8 +185,7 @@ def target(args, worth: Worth, found: known.Known, history: list[rounds.Round], 
             (" ".join(item for item in gains.names(sets[s]) if title == "subset" or item != args.target), values[s],
              values[s] - w, values[s] + w, how_known(worth, sets[s])) for s, w in zip(rows, width, strict=True)],
             gains.unit, title))
-    spent = sum(len(each.subsets) for each in history)
-    best = sets[order[0]]
+    best, spent = sets[order[0]], rounds.count_spent(history, gains.items, args.seed)
     measured = how_known(worth, best) == "measured" or spent >= rounds.MOST_SPENT * n
     return [] if measured else [gains.names(best)]
 
@@ -285,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
         print_plan(args, rivals[-1], rivals, worth, say)
         say.line("written: " + ", ".join(map(str, write(args, rivals[-1], rivals, worth, not following))))
     if args.write_subsets and step.next:
-        write_whole(file, rounds.write_rounds(rounds.record(history, step, start_set(gains.items, args.seed))))
+        write_whole(file, rounds.write_rounds(rounds.record(history, step)))
     return finish(args, following, why, say)
 
 

@@ -6,7 +6,6 @@ time, then a subset a line.
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from src.gains import Gains
 from src.plan.choose import OPTIMISM, Plan, Worth, choose
-from src.subsets import Subset, subset
+from src.subsets import Subset, start_set, subset
 
 ENOUGH = 1e-3  # a plan better by less is not looked for
 IN_VAIN = 2  # rounds of exploring that brought nothing, after which it ends
@@ -95,7 +94,7 @@ def next_step(worth: Worth, rounds: list[Round], missing: list[Subset], failed: 
     def lacks(plan: Plan) -> list[np.ndarray]:
         return [members for members in plan.subsets if members.sum() > 1 and not gains.is_measured(members)]
 
-    spent = sum(len(each.subsets) for each in rounds)
+    spent = count_spent(rounds, gains.items, seed)
     enough = spent >= MOST_SPENT * n
     plan = choose(worth, budget, overlap, pool=worth.measured() if enough else None, seed=seed)
     gain, own = gain_of(plan), [gains.names(members) for members in lacks(plan)]
@@ -121,8 +120,13 @@ def next_step(worth: Worth, rounds: list[Round], missing: list[Subset], failed: 
     return Step(plan, gain, [gains.names(open_sets[s]) for s in order], "may make a better plan", "explore")
 
 
-def record(rounds: list[Round], step: Step, start: Iterable[Subset]) -> list[Round]:
-    """The rounds with what is proposed now, where that is new and no part of the start set."""
-    known = {members for each in rounds for members in each.subsets} | set(start)
+def count_spent(rounds: list[Round], items: tuple[str, ...], seed: int) -> int:
+    """How many subsets beyond the start set were proposed."""
+    return len({members for each in rounds for members in each.subsets} - set(start_set(items, seed)))
+
+
+def record(rounds: list[Round], step: Step) -> list[Round]:
+    """The rounds with what is proposed now, where that is new."""
+    known = {members for each in rounds for members in each.subsets}
     new = [members for members in step.next if members not in known]
     return [*rounds, Round(step.kind, step.gain, new)] if new and step.kind else rounds
