@@ -99,7 +99,8 @@ def noise_sd(worth: Worth) -> np.ndarray:
     known = ~np.isnan(errors)
     pooled = np.sqrt(np.nansum(errors**2, axis=0) / np.maximum(known.sum(0), 1))
     process = worth.process
-    return np.where(known.sum(0) > 2, pooled, np.sqrt(2 * process.noise_sd() * np.nan_to_num(process.errors)))
+    errors = np.nan_to_num(np.where(np.isnan(process.errors), process.error, process.errors))
+    return np.where(known.sum(0) > 2, pooled, np.sqrt(2 * np.sqrt(process.noise * process.scale) * errors))
 
 
 def _smoothed(worth: Worth, noise: np.ndarray) -> Worth:
@@ -110,8 +111,9 @@ def _smoothed(worth: Worth, noise: np.ndarray) -> Worth:
     """
     together = worth.gains.members.sum(1) > 1
     values = np.where(together[:, None], worth.process.means(worth.gains.members), worth.gains.values)
-    means = np.nanmean(values[together], axis=0)
-    explained = min(1.0, float((noise**2).mean() / 2 / max(means.var(ddof=1), 1e-18))) if len(means) > 1 else 0.0
+    known = ~np.isnan(values[together])
+    means = np.where(known, values[together], 0.0).sum(0) / np.maximum(known.sum(0), 1)
+    explained = min(1.0, float((noise**2).mean() / 2 / max(means.var(), 1e-18)))
     values[together] -= explained * (means - means.mean())
     return worth.with_values(np.where(np.isnan(worth.gains.values), np.nan, values), refit=False)
 

@@ -126,7 +126,3 @@ class Process:
                 found[at + inside, i] = self.scale[i] * np.maximum(
                     prior[at + inside] - ((k @ inverse) * k).sum(1), 0)
         return found
-
-    def noise_sd(self) -> np.ndarray:
-        """Standard deviation (n,) of the noise of one measured gain, as far as the process can tell."""
-        return np.sqrt(self.noise * self.scale)
