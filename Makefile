@@ -69,6 +69,8 @@ bench: .venv/installed-dev
 	$(BIN)/python tests/bench_training.py
 	@echo "== clustering: recovery, optimum, speed, number of clusters"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_clustering
+	@echo "== plans: predictor, honest intervals, speed"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_plan
 	@echo "== what a sweep costs per subset beside the training"
 	$(BIN)/python tests/bench_sweep.py
 	@echo "== estimates beside true trainings"

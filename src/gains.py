@@ -1,15 +1,170 @@
-"""What a training of items together is worth: measured scores beside those of each item alone and of all."""
+"""What a training of items together is worth: measured scores beside those of each item alone and of all.
+
+The gain of item i by subset S, g_i(S), is how much better i does after training on S than alone: relative to the size
+of its score alone (of losses; Maninis et al., 2019), in points (of scores), or as it is (of a metric named gain).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 
-KINDS = ("alone", "all", "cluster", "gain_over_alone", "gain_over_all")
+from src.cli import InputError, did_you_mean
+from src.metrics import LOWER_IS_BETTER, METRICS
+from src.names import natural_order
+from src.scores import oriented
+
+TRAININGS = ("alone", "all", "cluster", "gain_over_alone", "gain_over_all")  # columns of `compare_trainings`
+UNITS = ("relative", "points", "gain")
+KINDS = {**dict.fromkeys(("loss", "choice_loss", *LOWER_IS_BETTER), "relative"),
+         **dict.fromkeys((*METRICS, "choice_accuracy"), "points"), "gain": "gain"}  # metric -> unit of its gains
+SMALLEST = 1e-3  # score alone that a gain may be relative to
+
+
+@dataclass
+class Gains:
+    """Gains of n items by m subsets; a subset's key is its row of `members` as bytes.
+
+    members (m, n) bool; values (m, n), NaN of an item that is no member or has no score; errors (m, n), their standard
+    errors over seeds, NaN with one seed; estimated (m,) bool: from gradients, not from a training.
+    """
+
+    items: tuple[str, ...]
+    unit: str
+    members: np.ndarray
+    values: np.ndarray
+    errors: np.ndarray
+    estimated: np.ndarray
+    no_alone: list[str] = field(default_factory=list)  # items whose score alone is missing
+
+    def __post_init__(self):
+        self.row = {members.tobytes(): s for s, members in enumerate(self.members)}
+
+    def of(self, members: np.ndarray) -> np.ndarray:
+        """Gains (n,) of the items of one subset (n,) bool; NaN where not measured, 0 alone."""
+        s = self.row.get(members.tobytes())
+        found = np.where(members, 0.0 if members.sum() == 1 else np.nan, np.nan)
+        return found if s is None or members.sum() == 1 else self.values[s]
+
+    def is_measured(self, members: np.ndarray) -> bool:
+        """Whether all members have a true score after training on them."""
+        s = self.row.get(members.tobytes())
+        return s is not None and not self.estimated[s] and not np.isnan(self.values[s][members]).any()
+
+    def mask(self, members: Iterable[str]) -> np.ndarray:
+        """A subset as (n,) bool."""
+        return np.isin(self.items, list(members))
+
+    def names(self, members: np.ndarray) -> tuple[str, ...]:
+        return tuple(item for item, inside in zip(self.items, members, strict=True) if inside)
+
+
+def choose_metrics(scores, words: list[str] | None, main_metrics: Callable[[list[str]], dict[str, str]],
+                   lower: list[str], higher: list[str]):
+    """The rows of each item's metric, turned so that higher is better.
+
+    words: one metric of all items, or ITEM=METRIC for some; lower, higher: metrics of which the user says which way is
+    better. Raises InputError for unknown items and metrics, and for a metric of unknown direction.
+    """
+    own = dict(word.split("=", 1) for word in words or [] if "=" in word)
+    plain = [word for word in words or [] if "=" not in word]
+    if len(plain) > 1 or (plain and own):
+        raise InputError(f"--metric {' '.join(words)}: must be one metric of all items, or ITEM=METRIC for some")
+    found = set(scores["metric"])
+    for item, metric in own.items():
+        for name, known in ((item, set(scores["item"])), (metric, found)):
+            if name not in known:
+                raise InputError(f"--metric {item}={metric}: '{name}' is not in these results, "
+                                 f"{did_you_mean(name, known)}")
+    if own:  # each item's rows by hand: `oriented` would take the only metric there is
+        rest = [item for item in dict.fromkeys(scores["item"]) if item not in own]
+        own |= main_metrics(rest) if rest else {}
+        scores = scores[scores["metric"] == scores["item"].map(own)]
+    chosen = oriented(scores, plain[0] if plain else None, lambda items: own or main_metrics(items))
+    used = set(chosen["metric"])
+    for flag, named in (("--lower_is_better", lower), ("--higher_is_better", higher)):
+        for metric in named:
+            if metric not in found:
+                raise InputError(f"{flag} {metric}: not in these results, {did_you_mean(metric, found)}")
+    unknown = sorted(used - set(KINDS) - set(lower) - set(higher))
+    if unknown:
+        raise InputError(f"metric '{unknown[0]}': which way is better is not known; say --lower_is_better "
+                         f"{unknown[0]} or --higher_is_better {unknown[0]}")
+    both = sorted(set(lower) & set(higher))
+    if both:
+        raise InputError(f"--lower_is_better {both[0]}: is also given to --higher_is_better")
+    turn = [m for m in used if (m in lower and m not in LOWER_IS_BETTER) or (m in higher and m in LOWER_IS_BETTER)]
+    return chosen.assign(value=np.where(chosen["metric"].isin(turn), -chosen["value"], chosen["value"]))
+
+
+def unit_of(scores, unit: str | None, lower: list[str], higher: list[str]) -> str:
+    """The unit of all gains: as asked for, or else the one that suits all metrics; raise InputError where none does."""
+    kinds = dict.fromkeys(lower, "relative") | dict.fromkeys(higher, "points")
+    kinds = {metric: "gain" if metric == "gain" else kinds.get(metric, KINDS.get(metric))
+             for metric in sorted(set(scores["metric"]))}
+    suits = set(kinds.values())
+    if "gain" in suits and (len(suits) > 1 or unit not in (None, "gain")):
+        raise InputError(f"--unit {unit or '(not given)'}: a metric named gain stays as it is and goes with no other; "
+                         f"these results have {', '.join(kinds)}; --metric chooses")
+    if unit == "gain" and suits != {"gain"}:
+        raise InputError(f"--unit gain: is for a metric named gain, these results have {', '.join(kinds)}; "
+                         "must be relative or points")
+    if unit is None and len(suits) > 1:
+        raise InputError("--unit is needed: these results mix losses and scores ("
+                         + ", ".join(f"{metric}: {kind}" for metric, kind in kinds.items())
+                         + "); must be relative or points")
+    return unit or suits.pop()
+
+
+def read_gains(scores, unit: str, items: tuple[str, ...] | None = None, fallback=None) -> Gains:
+    """Gains of scores that higher is better of, of one status.
+
+    items: by default all that were trained; fallback: scores that give an item's score alone where `scores` have none.
+    """
+    import pandas as pd
+
+    scores = scores[np.array([row.item in row.trained_on.split() for row in scores.itertuples()], bool)]
+    items = items or tuple(sorted(set(scores["item"]), key=natural_order))
+    place = {item: i for i, item in enumerate(items)}
+    scores = scores[np.array([set(names.split()) <= set(items) for names in scores["trained_on"]], bool)]
+    pool = scores if fallback is None else pd.concat([scores, fallback])
+    alone = pool[pool["item"] == pool["trained_on"]].drop_duplicates("item").set_index("item")[["value", "variance"]]
+    small = alone["value"].abs() < SMALLEST
+    if unit == "relative" and small.any():
+        raise InputError(f"--unit relative: '{alone.index[small][0]}' alone has {alone['value'][small].iloc[0]:.2g}, "
+                         f"too close to 0 (at least {SMALLEST} is needed); --unit points, or another --metric")
+    if unit == "gain":  # of an item alone it is 0 by definition
+        alone = pd.DataFrame({"value": 0.0, "variance": 0.0}, index=list(items))
+    subsets = {names: s for s, names in enumerate(dict.fromkeys(scores["trained_on"]))}
+    shape = len(subsets), len(items)
+    members, values, errors = np.zeros(shape, bool), np.full(shape, np.nan), np.full(shape, np.nan)
+    for names, s in subsets.items():
+        members[s, [place[name] for name in names.split()]] = True
+    s, i = scores["trained_on"].map(subsets).to_numpy(int), scores["item"].map(place).to_numpy(int)
+    base, base_variance = (scores["item"].map(alone[name]).to_numpy(float) for name in ("value", "variance"))
+    scale = np.abs(base) if unit == "relative" else 1.0
+    single = (scores["item"] == scores["trained_on"]).to_numpy()
+    values[s, i] = np.where(single, 0.0, (scores["value"].to_numpy(float) - base) / scale)
+    errors[s, i] = np.where(single, 0.0, np.sqrt(scores["variance"].to_numpy(float) + base_variance) / scale)
+    return Gains(items, unit, members, values, errors, np.zeros(len(subsets), bool),
+                 [item for item in items if item not in alone.index])
+
+
+def fill(measured: Gains, estimated: Gains) -> Gains:
+    """The measured gains, and estimated ones of the subsets that no training has measured whole."""
+    new = [s for s, members in enumerate(estimated.members) if not measured.is_measured(members)]
+    old = [s for s, members in enumerate(measured.members)
+           if measured.is_measured(members) or members.tobytes() not in estimated.row]
+    join = [np.concatenate([getattr(measured, name)[old], getattr(estimated, name)[new]])
+            for name in ("members", "values", "errors")]
+    return Gains(measured.items, measured.unit, *join, np.arange(len(old) + len(new)) >= len(old), measured.no_alone)
 
 
 def compare_trainings(scores, clusters: list[list[str]]):
     """A data frame with a row per item: its `oriented` score trained alone, with all items, and in its cluster.
 
-    Columns item, metric, then for each of KINDS the mean over seeds and, in <kind>_se, its standard error. The gains
-    are those of the cluster; NaN where one of the two was not trained.
+    Columns item, metric, then for each of TRAININGS the mean over seeds and, in <kind>_se, its standard error. The
+    gains are those of the cluster; NaN where one of the two was not trained.
     """
     import pandas as pd
 

@@ -39,12 +39,14 @@ def results_file(folder: str | Path, split: str = "valid") -> Path:
 
 
 def read_scores(folder: str | Path, split: str = "valid", config_hash: str | None = None,
-                statuses: tuple[str, ...] = SCORED, content_hash: Iterable[str] = ()):
+                statuses: tuple[str, ...] = SCORED, content_hash: Iterable[str] = (),
+                keep_seed: Callable[[str], bool] | None = None):
     """The scores of each item after each subset, as a data frame with a row per (trained_on, item, metric).
 
     Columns: trained_on (item names, sorted, separated by spaces), item, metric, value (mean over seeds), variance (of
     that mean; NaN with one seed), runs (seeds), estimated. Of the `statuses` that count, a score of this project's own
-    training (completed) goes before an imported one, and that before an estimated one.
+    training (completed) goes before an imported one, and that before an estimated one. With `keep_seed`, only runs of
+    the seeds that it is true of; the frame may then be empty.
 
     Raises:
         InputError: there are none; they are of several settings (`config_hash` chooses), or an item's templates or rows
@@ -65,6 +67,8 @@ def read_scores(folder: str | Path, split: str = "valid", config_hash: str | Non
     frame = _one_content(path, _one_setting(path, frame, config_hash), content_hash)
     _reject_duplicates(path, frame, ["run_id", "item", "metric", "trained_on", "seed"])
     frame = frame.drop_duplicates(["trained_on", "item", "metric", "status", "seed"], keep="last")  # a seed counts once
+    if keep_seed is not None:
+        frame = frame[[keep_seed(seed) for seed in frame["seed"]]]
     frame = frame.assign(value=_numbers(path, frame["value"]), trained_on=[
         " ".join(sorted(names.split())) for names in frame["trained_on"]])
     for name in ("std", "seeds"):  # of imported means; results of older versions do not have them

@@ -22,6 +22,7 @@ Subset = tuple[str, ...]
 
 TRIES = 8  # candidates of which the balanced draw takes the best
 ENOUGH = 2  # times that a pair should be seen
+MOST_FOR_PAIRS = 8  # items up to which a plan starts from all pairs
 DECAY = 0.05  # worth of a pair seen once more often than the least seen
 
 
@@ -165,6 +166,23 @@ def _balanced(space: Space, rng: random.Random, counts: Counter, seen: set[Subse
         if score > best_score and found not in seen and found in space:
             best, best_score = found, score
     return best
+
+
+def start_set(items: Iterable[str], seed: int) -> list[Subset]:
+    """The subsets that a plan starts from: each item alone, all, all but one; all pairs, or of more than 8 items
+    2 n random halves in place of them.
+    """
+    items = subset(items)
+    n, rng = len(items), random.Random(seed)
+    found = [(item,) for item in items] + [items] + [subset(set(items) - {item}) for item in items if n > 1]
+    if n <= MOST_FOR_PAIRS:
+        return list(dict.fromkeys([*found, *itertools.combinations(items, 2)]))
+    wanted = len(found) + 2 * n
+    while len(found) < wanted:
+        half = subset(rng.sample(items, n // 2))
+        if half not in found:
+            found += [half, subset(set(items) - set(half))]
+    return found
 
 
 def count_pairs(subsets: Iterable[Subset]) -> Counter:

@@ -11,6 +11,8 @@ from conftest import ROOT
 from src.cluster.__main__ import make_parser as cluster_parser
 from src.estimate.compare import make_parser as compare_parser
 from src.estimate.flags import ALWAYS, EstimateArguments
+from src.plan.__main__ import make_parser as plan_parser
+from src.plan.__main__ import parse as parse_plan
 from src.results import COLUMNS
 from src.results import make_parser as results_parser
 from src.sweep.flags import OLD_SPELLINGS, sweep_parser
@@ -26,8 +28,10 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if line.strip() and not line.startswith("#")]
+    text = "\n".join(blocks("bash")).replace("\\\n", " ")
+    loop = re.compile(r"while (.*); \[ \$\? -eq 3 \]; do\n(.*) \|\| break\ndone\n")  # its two commands
+    return [shlex.split(line) for line in loop.sub(r"\1\n\2\n", text).splitlines()
+            if line.strip() and not line.startswith("#")]
 
 
 def test_there_are_commands():
@@ -39,6 +43,7 @@ def test_command(command, scratch):
     (scratch.folder / "clusters").mkdir()  # what earlier commands of the README write
     (scratch.folder / "clusters/groups_0_7.txt").write_text("sst2 imdb\ncommon_gen\n")
     (scratch.folder / "subsets.txt").write_text("sst2\nsst2 imdb\n")
+    (scratch.folder / "next.txt").write_text("demo_a1\ndemo_a1 demo_a2\n")
     place = scratch.folder / "results/warm_estimated"
     place.mkdir(parents=True)
     (place / "runs").mkdir()
@@ -65,6 +70,8 @@ def test_command(command, scratch):
         assert (ROOT / words[3]).exists()
     elif words[2] == "src.cluster":
         cluster_parser().parse_args(words[3:])
+    elif words[2] == "src.plan":
+        parse_plan(words[3:])
     elif words[2:4] == ["src.estimate", "compare"]:
         compare_parser().parse_args(words[4:])
     elif words[2] == "src.results":
@@ -81,7 +88,8 @@ def test_flags_exist():
 
     known = {f"--{name}" for group in (InstructionArguments, MultitaskArguments, ModelArguments, ResultArguments,
                                        TrainingArguments, EstimateArguments) for name in group.__dataclass_fields__}
-    known |= {*sweep_parser("", "")._option_string_actions, *cluster_parser()._option_string_actions}
+    known |= {*sweep_parser("", "")._option_string_actions, *cluster_parser()._option_string_actions,
+              *plan_parser()._option_string_actions}
     for parser in results_parser()._subparsers._group_actions[0].choices.values():
         known |= set(parser._option_string_actions)
     known |= {f"--{name}" for name in OLD_SPELLINGS}

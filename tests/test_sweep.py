@@ -133,6 +133,9 @@ def test_fixed_subsets():
     Path("clusters/found.txt").write_text("a b\nc d\n")
     sweep(5, "--num_samples", 99, "--current_cluster_dir", "found", name="z")
     assert sorted(completed("z")) == ["a b", "a e", "b e", "c d", "c e", "d e"]
+    sweep(3, "--draw", "plan", name="p")
+    assert completed("p") == ["a", "b", "c", "a b c", "b c", "a c", "a b"]
+    assert "--draw plan and --num_samples exclude" in sweep(3, "--draw", "plan", "--num_samples", 2, name="p", code=2)
     sweep(4, "--num_samples", 99, "--target_tasks", "c", name="t")
     assert sorted(completed("t")) == ["a c", "b c", "c d"]
 

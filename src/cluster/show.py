@@ -11,7 +11,7 @@ import numpy as np
 from src.cli import InputError, print_table
 from src.cluster import rounding, sdp
 from src.cluster.lists import read_clusters, sweep_command
-from src.gains import KINDS, compare_trainings
+from src.gains import TRAININGS, compare_trainings
 
 
 def show(args: argparse.Namespace, S: np.ndarray, labels: np.ndarray, record: dict) -> None:
@@ -85,13 +85,13 @@ def report(scores, args: argparse.Namespace, clusters_file: Path) -> None:
     def shown(value: float, se: float) -> str:
         return "-" if np.isnan(value) else f"{value:.4g}" + ("" if np.isnan(se) else f" \N{PLUS-MINUS SIGN} {se:.2g}")
 
-    rows = [[row["item"], row["metric"], *(shown(row[kind], row[f"{kind}_se"]) for kind in KINDS)]
+    rows = [[row["item"], row["metric"], *(shown(row[kind], row[f"{kind}_se"]) for kind in TRAININGS)]
             for row in frame.to_dict("records")]
     rows.append(None)
     for metric, whole in frame.drop(missing.index).groupby("metric"):  # scores of two metrics have no mean
         # the standard error of a mean over items: their spread, which holds the seeds' as well
         rows.append([f"mean of {len(whole)}", metric, *(shown(whole[kind].mean(), whole[kind].sem())
-                                                        for kind in KINDS)])
+                                                        for kind in TRAININGS)])
     print_table(("item", "metric", "alone", "all", "in its cluster", "gain over alone", "gain over all"), rows,
                 fold="item", title=f"{args.split} scores, higher is better",
                 caption="\N{PLUS-MINUS SIGN} standard error over seeds, of a mean over items")

@@ -13,7 +13,7 @@ from src import DEFAULT_DATA_DIR
 from src.cli import InputError, did_you_mean
 from src.identity import short_hash
 from src.results import Results
-from src.subsets import Space, Subset, cluster_file, draw, read_clusters, read_subsets, subset
+from src.subsets import Space, Subset, cluster_file, draw, read_clusters, read_subsets, start_set, subset
 from src.sweep.checked import ask
 from src.sweep.children import PRELOAD, ROOT
 from src.sweep.ledger import Ledger
@@ -100,8 +100,9 @@ class Agenda:
             cluster_file("--current_cluster_dir", args.current_cluster_dir), names, items.task)
         targets = subset(f"{items.task}_{t}" if items.task and t.isdigit() else t for t in args.target_tasks)
         self.fixed: list[Subset] | None = None  # None: drawn
-        if args.subsets_file:
-            self.fixed = read_subsets(args.subsets_file, names, items.task)
+        if args.subsets_file or args.draw == "plan":
+            self.fixed = read_subsets(args.subsets_file, names, items.task) if args.subsets_file else start_set(
+                names, args.seed)
             sizes = [len(members) for members in self.fixed]
             self.space = Space(names, min(sizes), max(sizes))
         else:

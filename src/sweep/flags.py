@@ -50,8 +50,9 @@ def _which_subsets(add: Callable) -> None:
         "--draw balanced: by default until all pairs are seen twice)")
     add("--min_task_num", type=int, default=2, help="smallest subset (default: 2)")
     add("--max_task_num", type=int, help="largest subset (default: --min_task_num)")
-    add("--draw", choices=["uniform", "balanced"], default="uniform",
-        help="uniform over sizes and members, or balanced: covers all pairs soonest, then evenly (default: uniform)")
+    add("--draw", choices=["uniform", "balanced", "plan"], default="uniform", help="uniform over sizes and members; "
+        "balanced: covers all pairs soonest, then evenly; plan: what a plan starts from (each item alone, all, all but "
+        "one; all pairs, of more than 8 items random halves in their place) (default: uniform)")
     add("--target_tasks", nargs="+", default=[], metavar="ITEM", help="each subset holds at least one of these")
     add("--current_cluster_dir", default="none", help="clusters found so far, a file or a name in clusters/: each draw "
         "takes one cluster, and samples from its members and all items not yet placed (default: none)")
@@ -132,6 +133,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     if args.combos_section and not 0 <= args.combos_section[0] < args.combos_section[1]:
         raise InputError(f"--combos_section {' '.join(map(str, args.combos_section))}: must be S and T, 0 <= S < T")
     ways = [f"--{name}" for name in ("preload_combos", "subsets_file", "from_estimate") if getattr(args, name)]
+    ways += ["--draw plan"] if args.draw == "plan" else []
     if len(ways) > 1:
         raise InputError(f"{ways[0]} and {ways[1]} exclude each other")
     for way in ways:
@@ -139,7 +141,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
             raise InputError(f"{way} and --num_samples exclude each other: all of its subsets are trained")
     if args.from_estimate and not args.num_samples:
         raise InputError("--from_estimate: --num_samples is missing: how many subsets are to be trained?")
-    if not (args.num_samples or args.preload_combos or args.subsets_file or args.draw == "balanced"):
+    if not (args.num_samples or ways or args.draw == "balanced"):
         raise InputError("--num_samples is missing: how many subsets are wanted?")
     return args
 

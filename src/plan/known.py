@@ -1,0 +1,150 @@
+"""What is known of a name: the gains a plan is chosen by, those it is reported by, what failed, what a run was like."""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from src import subsets
+from src.cli import InputError, did_you_mean, warn
+from src.gains import Gains, choose_metrics, fill, read_gains, unit_of
+from src.names import natural_order
+from src.plan.rounds import failed_subsets
+from src.scores import SCORED, read_scores
+from src.tasks.catalogue import main_metrics
+
+MEASURED = tuple(status for status in SCORED if status != "estimated")
+
+
+@dataclass
+class Known:
+    """gains: to choose by, means over so many `seeds`; report: of scores that had no part in the choice, or None, and
+    what these are; failed: subsets that were given up and have no scores; metrics: of the items.
+    """
+
+    gains: Gains
+    seeds: float
+    report: Gains | None
+    source: str
+    fresh: bool  # of a seed of its own
+    failed: set[subsets.Subset]
+    metrics: list[str]
+
+
+def read(args) -> Known:
+    """By the flags of the command; raise InputError for what cannot be planned on."""
+    import pandas as pd
+
+    folder, seed = Path(args.results_dir) / args.save_name, args.confirm_seed
+    others = None if seed is None else lambda each: each != str(seed)
+    scores = read_scores(folder, args.split, args.config_hash, content_hash=args.content_hash, keep_seed=others)
+    if scores.empty:
+        raise InputError(f"--confirm_seed {seed}: there are no scores of other seeds that a plan could be chosen by")
+    parts = {"measured": scores[~scores["estimated"].astype(bool)]}
+    if scores["estimated"].any():  # again, with those that true scores stand before: their scores alone
+        parts["estimated"] = read_scores(folder, args.split, args.config_hash, ("estimated",), args.content_hash)
+    report, source = _report_scores(folder, args)
+    if report is not None:
+        parts["report"] = report
+    together = pd.concat([part.assign(part=name) for name, part in parts.items()])
+    together = choose_metrics(together, args.metric, partial(main_metrics, task_dir=args.task_dir),
+                              args.lower_is_better, args.higher_is_better)
+    unit = unit_of(together, args.unit, args.lower_is_better, args.higher_is_better)
+    trained = {row.item for row in together.itertuples() if row.item in row.trained_on.split()}
+    items = tuple(sorted(trained, key=natural_order))
+    if not items:
+        raise InputError(f"{folder}: no item was scored after training on itself; a plan needs such scores")
+    parts = {name: together[together["part"] == name] for name in parts}
+    gains = read_gains(parts["measured"], unit, items)
+    if "estimated" in parts:
+        gains = fill(gains, read_gains(parts["estimated"], unit, items, fallback=parts["measured"]))
+    failed = {members for members in failed_subsets(Path("sampled_tasks") / (args.task_set_name or args.save_name))
+              if set(members) <= trained and not gains.is_measured(gains.mask(members))
+              and (len(members) > 1 or members[0] in gains.no_alone)}
+    seeds = float(np.nan_to_num(parts["measured"]["runs"].astype(float).median(), nan=1.0))
+    return Known(gains, max(seeds, 1.0), None if report is None else read_gains(parts["report"], unit, items), source,
+                 seed is not None, failed, sorted(set(together["metric"])))
+
+
+def _report_scores(folder: Path, args):
+    """Scores that have no part in the choice, and what they are: of the fresh seed, of the test split; or None."""
+    only = None if args.confirm_seed is None else lambda each: each == str(args.confirm_seed)
+    for split in dict.fromkeys(("test", args.split) if only else ("test",) if args.split != "test" else ()):
+        try:
+            scores = read_scores(folder, split, args.config_hash, MEASURED, args.content_hash, only)
+        except InputError:  # no scores of this split; what else may be wrong was found by the first reading
+            continue
+        if not scores.empty:
+            return scores, " ".join(["test" if split == "test" else "validation",
+                                     f"scores, seed {args.confirm_seed}" if only else "scores"])
+    if only is None:
+        return None, "bootstrap"
+    empty = read_scores(folder, args.split, args.config_hash, SCORED, args.content_hash, lambda each: False)
+    return empty, f"validation scores, seed {args.confirm_seed}"
+
+
+def read_weights(path: str | None, items: tuple[str, ...]) -> np.ndarray:
+    """The weights (n,) of a file with a line `item weight` for each item that does not have 1."""
+    weights = dict.fromkeys(items, 1.0)
+    if path is None:
+        return np.array(list(weights.values()))
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--weights {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        where = f"--weights {path}, line {number}"
+        if len(words) != 2:
+            raise InputError(f"{where}: must be an item and its weight, found '{line.strip()}'")
+        if words[0] not in weights:
+            raise InputError(f"{where}: unknown item '{words[0]}': {did_you_mean(words[0], items)}")
+        try:
+            weights[words[0]] = float(words[1])
+        except ValueError:
+            weights[words[0]] = np.nan
+        if not 0 <= weights[words[0]] < np.inf:
+            raise InputError(f"{where}: the weight of '{words[0]}' must be a number from 0 on, found '{words[1]}'")
+    if not sum(weights.values()):
+        raise InputError(f"--weights {path}: all weights are 0, so every plan is worth the same")
+    return np.array(list(weights.values()))
+
+
+def read_clusters(path: Path, gains: Gains) -> list[np.ndarray] | None:
+    """The clusters of a file as (n,) bool, items that it does not hold each alone; None where it is of other items."""
+    if not path.is_file():
+        return None
+    clusters = subsets.read_clusters(path)
+    strange = sorted({item for cluster in clusters for item in cluster} - set(gains.items), key=natural_order)
+    if strange:
+        warn(f"{path}: '{strange[0]}' is not in these results, so the clusters are left out")
+        return None
+    rest = set(gains.items) - {item for cluster in clusters for item in cluster}
+    return [gains.mask(cluster) for cluster in (*clusters, *((item,) for item in rest))]
+
+
+def passes(folder: Path, wanted: set[str]) -> dict[str, dict[str, float]]:
+    """How often a training on each of the `wanted` subsets, as trained_on has them, went over each item's rows."""
+    found: dict[str, dict[str, float]] = {}
+    for path in sorted((folder / "runs").glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            trained_on = " ".join(sorted(record["trained_on"].split()))
+            if trained_on not in wanted or trained_on in found or record["status"] != "completed":
+                continue
+            flags = record["arguments"]
+            drawn = (record["training"]["steps"] * flags["per_device_train_batch_size"] * record["processes"]
+                     * flags["gradient_accumulation_steps"])
+            rows = {item: sum(part["rows"] for part in parts.values() if isinstance(part, dict))
+                    for item, parts in record["data"]["train"].items()}
+            temperature = flags.get("mixing_temperature") or 1
+            power = {"equal": 0.0, "temperature": 1 / temperature}.get(flags.get("mixing"), 1.0)
+            share = {item: count**power for item, count in rows.items()}
+            found[trained_on] = {item: drawn * share[item] / sum(share.values()) / rows[item] for item in rows}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+            continue  # a record of older versions, or none
+    return found

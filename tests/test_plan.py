@@ -1,0 +1,505 @@
+"""The plan: the best by brute force, the predictor by its formula, the loop and its exit codes, bad input."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src import scores as reader
+from src.gains import Gains
+from src.plan import __main__ as command
+from src.plan import choose, confirm, predict, rounds
+from src.plan.choose import IMPOSSIBLE, Worth, every_subset, partition
+from src.plan.predict import Process
+from src.subsets import start_set
+from tests.test_affinity import row, write_runs
+
+ITEMS = ("a", "b", "c", "d")
+
+
+# ---- a world to train in --------------------------------------------------------------------------------------------
+
+
+def gains_of(values: np.ndarray, sets: np.ndarray, items: tuple[str, ...] | None = None) -> Gains:
+    items = items or tuple(f"i{i}" for i in range(sets.shape[1]))
+    return Gains(items, "relative", sets, np.where(sets, values, np.nan), np.full(sets.shape, np.nan),
+                 np.zeros(len(sets), bool))
+
+
+def worth_of(values: np.ndarray, sets: np.ndarray, weights: np.ndarray | None = None) -> Worth:
+    gains = gains_of(values, sets)
+    return Worth(gains, Process(gains.members, gains.values), np.ones(sets.shape[1]) if weights is None else weights)
+
+
+def true_loss(item: str, subset: tuple[str, ...]) -> float:
+    """a and b help each other, c and d as well, across they harm; e harms everybody."""
+    friends = {"a": "b", "b": "a", "c": "d", "d": "c"}
+    return 1.0 - 0.1 * (friends.get(item) in subset) + 0.03 * sum(
+        other not in (item, friends.get(item)) for other in subset)
+
+
+def train(folder: Path, subsets, seeds=(0,), loss=true_loss, metric: str = "loss", split: str = "valid") -> None:
+    """Add the runs of `subsets` to the results of a folder."""
+    file = folder / "rows.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    rows += [row(" ".join(sorted(names)), item, loss(item, tuple(names)), seed=seed, metric=metric, split=split)
+             for names in subsets for item in names for seed in seeds]
+    write_runs(folder, rows)
+    file.write_text(json.dumps(rows))
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "results" / "x"
+
+
+def plan(*flags: str) -> int:
+    return command.main(["--save_name", "x", *flags])
+
+
+def error_of(capsys, *flags: str) -> str:
+    """The one line of a command that ends with 2 and leaves next.txt as it was."""
+    Path("next.txt").write_text("as it was\n")
+    with pytest.raises(SystemExit) as stop:
+        command.run_as_script(lambda: plan(*flags, "--write_subsets", "next.txt"))
+    assert stop.value.code == 2 and Path("next.txt").read_text() == "as it was\n"
+    return capsys.readouterr().err
+
+
+# ---- the best plan --------------------------------------------------------------------------------------------------
+
+
+def partitions(items: list[int]):
+    """All partitions, each a list of lists."""
+    if not items:
+        yield []
+        return
+    first, *rest = items
+    for others in itertools.chain.from_iterable(itertools.combinations(rest, k) for k in range(len(items))):
+        for found in partitions([item for item in rest if item not in others]):
+            yield [[first, *others], *found]
+
+
+def total(worth: Worth, found: choose.Plan) -> float:
+    own = np.arange(len(worth.weights))
+    return float(worth.of_items(found.of_item)[own, own] @ worth.weights)
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_plan_is_the_best_of_all_partitions(n):
+    rng = np.random.default_rng(n)
+    every = [[sum(1 << i for i in block) for block in found] for found in partitions(list(range(n)))]
+    for _ in range(30):
+        values = rng.normal(size=2**n)
+        values[rng.random(2**n) < rng.choice([0, 0.3, 0.95])] = IMPOSSIBLE  # few sets: another way to the same
+        values[[0, *(1 << i for i in range(n))]] = 0.0
+        for budget in (None, 1, 2, n):
+            best = max(sum(values[block] for block in found) for found in every
+                       if budget is None or len(found) <= budget)
+            if best < IMPOSSIBLE / 2:
+                with pytest.raises(choose.InputError, match="cannot serve all"):
+                    choose.best_partition(values, budget)
+                continue
+            found = choose.best_partition(values, budget)
+            assert sum(found) == 2**n - 1 and np.bitwise_or.reduce(found) == 2**n - 1  # disjoint, and all
+            assert sum(values[block] for block in found) == pytest.approx(best)
+            assert budget is None or len(found) <= budget
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_overlap_is_the_best_of_all_families(n):
+    rng, sets = np.random.default_rng(n), every_subset(n)[1:]
+    for _ in range(8):
+        weights = rng.uniform(0, 2, n)
+        worth = worth_of(rng.normal(size=sets.shape), sets, weights)
+        of_items = np.where(sets, worth.of_items(sets) * weights, -np.inf)
+        for budget in (None, 1, 2):
+            families = itertools.chain.from_iterable(
+                itertools.combinations(range(len(sets)), k) for k in range(1, (budget or n) + 1))
+            best = max(of_items[list(family)].max(0).sum() for family in families)
+            found = choose.choose(worth, budget, overlap=True)
+            assert total(worth, found) == pytest.approx(best) and len(found.subsets) <= (budget or n)
+            assert all(members[i] for i, members in enumerate(found.of_item))
+
+
+def test_weights_decide():
+    sets = every_subset(2)[1:]
+    values = np.array([[0, 0], [0, 0], [1.0, -2.0]])
+    assert len(choose.choose(worth_of(values, sets)).subsets) == 2
+    assert len(choose.choose(worth_of(values, sets, np.array([3.0, 1.0]))).subsets) == 1
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("budget", [None, 3])
+def test_search_finds_what_is_exact(monkeypatch, budget, overlap):
+    """On 9 items both ways are at hand."""
+    for seed in range(3):
+        rng, sets = np.random.default_rng(seed), every_subset(9)[1:]
+        worth = worth_of(rng.normal(size=sets.shape) * 0.1, sets)
+        exact = choose.choose(worth, budget, overlap)
+        monkeypatch.setattr(choose, "MOST_EXACT", 0)
+        monkeypatch.setattr(choose, "MOST_EXACT_OVERLAP", 0)
+        found = choose.choose(worth, budget, overlap)
+        monkeypatch.undo()
+        assert exact.exact and not found.exact and len(found.subsets) <= (budget or 9)
+        assert total(worth, found) <= total(worth, exact) + 1e-9
+        assert total(worth, found) >= (0.9 if not overlap else 0.8) * total(worth, exact)
+        assert all(members[i] for i, members in enumerate(found.of_item))
+
+
+def test_beyond_16_items_planted_groups_are_found():
+    n = 20
+    rng, groups = np.random.default_rng(0), np.repeat(np.arange(5), 4)
+    sets = np.array([np.isin(np.arange(n), names) for names in itertools.combinations(range(n), 2)])
+    helps = np.array([1.0 if len(set(groups[members])) == 1 else -1.0 for members in sets])
+    worth = worth_of(helps[:, None] + 0.1 * rng.normal(size=sets.shape), sets)
+    found = choose.choose(worth)
+    assert sorted("".join(map(str, np.flatnonzero(members))) for members in found.subsets) == sorted(
+        "".join(map(str, np.flatnonzero(groups == group))) for group in range(5))
+
+
+def test_failed_subsets_are_in_no_plan():
+    sets = every_subset(3)[1:]
+    worth = worth_of(np.where(sets.sum(1, keepdims=True) > 1, sets.sum(1, keepdims=True), 0.0), sets)
+    assert len(choose.choose(worth).subsets) == 1
+    without = Worth(worth.gains, worth.process, worth.weights, {np.ones(3, bool).tobytes()})
+    assert sorted((int(members.sum()) for members in choose.choose(without).subsets), reverse=True) == [2, 1]
+    with pytest.raises(choose.InputError, match="--budget 1"):
+        choose.choose(without, budget=1)
+
+
+# ---- the predictor --------------------------------------------------------------------------------------------------
+
+
+def test_kernel_by_hand():
+    S = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1]], bool)
+    K = predict.kernel(S, S, 0.4)
+    assert K[0, 2] == pytest.approx(0.6 * (2 / 3 - 1 / 6) + 0.4) and K[0, 0] == pytest.approx(0.6 * (1 - 1 / 4) + 0.4)
+    assert (K[1] == 0).all() and (K[:, 1] == 0).all()  # alone: exactly 0
+    rows = every_subset(6)
+    assert np.linalg.eigvalsh(predict.kernel(rows[rows[:, 0]], rows[rows[:, 0]], 0.15)).min() > -1e-9
+
+
+def test_process_against_the_plain_formula():
+    rng, every = np.random.default_rng(0), every_subset(5)[1:]
+    sets = every[rng.permutation(31)[:18]]
+    values = np.where(sets, rng.normal(size=sets.shape), np.nan)
+    process = Process(sets, values)
+    for i in range(5):
+        rows = np.flatnonzero(sets[:, i] & (sets.sum(1) > 1))
+        new = every[every[:, i] & (every.sum(1) > 1)]
+        K, k = predict.kernel(sets[rows], sets[rows], process.c), predict.kernel(new, sets[rows], process.c)
+        A, y = K + process.noise * np.eye(len(rows)), values[rows, i]
+        assert process.means(new)[:, i] == pytest.approx(k @ np.linalg.solve(A, y))
+        prior = predict.kernel(new, new, process.c)
+        variance = np.diag(prior - k @ np.linalg.solve(A, k.T)) * process.scale[i]
+        assert process.variances(new)[:, i] == pytest.approx(variance)
+        for out in range(len(rows)):  # left out one by one, by fitting anew
+            kept = np.arange(len(rows)) != out
+            without = K[out, kept] @ np.linalg.solve(A[np.ix_(kept, kept)], y[kept])
+            assert predict.leave_one_out(K, y, process.noise)[1][out] == pytest.approx(y[out] - without)
+    alone = process.means(np.eye(5, dtype=bool)), process.variances(np.eye(5, dtype=bool))
+    assert (np.diag(alone[0]) == 0).all() and (np.diag(alone[1]) == 0).all() and np.isnan(alone[0][0, 1])
+    again = process.with_values(sets, 2 * values)
+    assert again.means(every) == pytest.approx(2 * process.means(every), nan_ok=True)
+
+
+def test_predictions_extrapolate_what_is_planted():
+    """From pairs alone: a triple of friends is worth more than one with a stranger."""
+    n, groups = 6, np.array([0, 0, 0, 1, 1, 1])
+    sets = np.array([np.isin(np.arange(n), names) for names in itertools.combinations(range(n), 2)])
+    values = np.array([np.where(len(set(groups[members])) == 1, 0.1, -0.1) * members for members in sets])
+    process = Process(sets, np.where(sets, values, np.nan))
+    together, mixed = np.array([[1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0]], bool)
+    means = process.means(np.array([together, mixed]))
+    assert means[0, 0] > 0.05 > means[1, 0]
+    assert 0 < process.error < 0.2 and 0.5 < process.coverage <= 1
+
+
+def test_nothing_measured_predicts_nothing():
+    process = Process(np.eye(3, dtype=bool), np.where(np.eye(3), 0.0, np.nan))
+    assert np.isnan(process.error) and (process.means(np.ones((1, 3), bool)) == 0).all()
+
+
+# ---- honest ---------------------------------------------------------------------------------------------------------
+
+
+def test_interval_by_hand():
+    mean, low, high = confirm.interval(np.array([1.0, 2.0, 3.0, 6.0]), np.ones(4))
+    assert (mean, high - mean) == pytest.approx((3.0, 2.3534 * np.sqrt(14 / 3 / 4)), rel=1e-3) and low < mean
+    assert confirm.interval(np.array([1.0, 3.0]), np.array([1.0, 3.0]))[0] == 2.5
+    assert confirm.interval(np.zeros(2), np.ones(2), confirm.Optimism(0.1, 0.2))[:2] == pytest.approx((-0.1, -0.429))
+    assert confirm.chance(np.zeros(3), np.ones(3)) is None
+    assert confirm.chance(np.array([1.0, 1.1, 0.9]), np.ones(3)) > 0.99
+    assert confirm.fresh_error(np.array([1.0, 2, 3]), np.array([1.0, 2, 3]), np.ones(3), 1) == 0
+
+
+def test_optimism_is_found_where_nothing_is_to_be_gained():
+    rng, sets = np.random.default_rng(0), every_subset(6)[1:]
+    noise = 0.02 * (rng.normal(size=sets.shape) - rng.normal(size=6))
+    worth = worth_of(np.where(sets.sum(1, keepdims=True) > 1, noise, 0.0), sets)
+    found = choose.choose(worth)
+    promised = total(worth, found) / 6
+    optimism = confirm.optimism(worth, found, None, False, seed=0)
+    assert promised > 0.015 and optimism.mean == pytest.approx(promised, rel=0.5) and optimism.sd > 0
+
+
+def test_plan_is_never_below_alone_on_what_it_was_chosen_by():
+    rng, sets = np.random.default_rng(1), every_subset(5)[1:]
+    for _ in range(20):
+        worth = worth_of(np.where(sets.sum(1, keepdims=True) > 1, rng.normal(-1, 1, sets.shape), 0.0), sets)
+        assert total(worth, choose.choose(worth)) >= 0
+
+
+# ---- the loop -------------------------------------------------------------------------------------------------------
+
+
+def test_start_set():
+    few = start_set(["b", "a", "c"], 0)
+    assert set(few) == {("a",), ("b",), ("c",), ("a", "b", "c"), ("b", "c"), ("a", "c"), ("a", "b")}
+    assert len(start_set("abcdefgh", 0)) == 8 + 1 + 8 + 28
+    many = start_set("abcdefghijk", 3)
+    assert len(many) == len(set(many)) == 11 + 1 + 11 + 22 and many == start_set("abcdefghijk", 3)
+    halves = many[23:]
+    assert all(set(a) | set(b) == set("abcdefghijk") and not set(a) & set(b) for a, b in zip(
+        halves[::2], halves[1::2], strict=True)) and {len(half) for half in halves} == {5, 6}
+    assert start_set(["a"], 0) == [("a",)]
+
+
+def run_loop(place: Path, *flags: str, seeds=(0,), failing=()) -> list[list[str]]:
+    """What the shell's loop does, with a table in place of trainings; the subsets of each round."""
+    following = Path("next.txt")
+    proposed = []
+    while (code := plan("--write_subsets", "next.txt", *flags)) == 3:
+        names = [line.split() for line in following.read_text().splitlines()]
+        proposed.append([" ".join(members) for members in names])
+        assert len(proposed) < 30
+        failed = [members for members in names if " ".join(members) in failing]
+        train(place, [members for members in names if members not in failed], seeds)
+        for members in failed:
+            ledger = Path("sampled_tasks/x/failed")
+            ledger.mkdir(parents=True, exist_ok=True)
+            (ledger / "_".join(members)).write_text(json.dumps({"subset": " ".join(members), "attempts": [1, 2]}))
+    assert code == 0
+    return proposed
+
+
+def read_plan(place: Path) -> dict:
+    return json.loads((place / "plan.json").read_text())
+
+
+def test_loop_from_pairs_to_a_settled_plan(place, capsys):
+    train(place, [names for names in start_set("abcde", 0) if len(names) in (3, 4)])
+    assert plan("--write_subsets", "next.txt") == 3  # what everything is compared with
+    assert Path("next.txt").read_text().split("\n")[:-1] == ["a", "b", "c", "d", "e", "a b c d e"]
+    assert "without scores alone" in capsys.readouterr().out and not (place / "plan.json").exists()
+    proposed = run_loop(place)
+    found = read_plan(place)
+    assert found["subsets"] == [["a", "b"], ["c", "d"], ["e"]] and found["settled"] and found["measured"] == 3
+    assert found["served_by"] == {"a": ["a", "b"], "b": ["a", "b"], "c": ["c", "d"], "d": ["c", "d"], "e": ["e"]}
+    assert set(found) == {"subsets", "served_by", "gain", "gain_low", "gain_high", "measured", "settled", "predictor",
+                          "error", "rank_correlation", "gap"} and found["gap"] == 0
+    assert Path("clusters/x_plan.txt").read_text() == "a b\nc d\ne\n"
+    assert (place / "plan.png").stat().st_size > 1000
+    explored = rounds.read_rounds(place / "explored.txt")
+    assert sum(len(each.subsets) for each in explored) <= 1.5 * 5 + 2
+    assert sorted(" ".join(members) for each in explored for members in each.subsets) == sorted(
+        names for each in proposed[1:] for names in each)
+    assert rounds.write_rounds(explored) == (place / "explored.txt").read_text()
+
+
+def test_explore_0_trains_only_what_the_plan_needs(place):
+    train(place, start_set(ITEMS, 0))
+    assert run_loop(place, "--explore", "0") == [] and not (place / "explored.txt").exists()
+    assert read_plan(place)["subsets"] == [["a", "b"], ["c", "d"]]
+
+
+def test_the_same_answer_until_it_is_trained(place):
+    sets = [names for names in start_set("abcde", 0) if set(names) != set("ab")]
+    train(place, sets)
+    assert plan("--write_subsets", "next.txt") == 3
+    first, listed = Path("next.txt").read_text(), (place / "explored.txt").read_text()
+    assert "a b\n" in first and read_plan(place)["measured"] < len(read_plan(place)["subsets"])
+    assert plan("--write_subsets", "next.txt") == 3
+    assert Path("next.txt").read_text() == first and (place / "explored.txt").read_text() == listed
+    assert plan() == 3  # nothing is written without the flag
+    assert (place / "explored.txt").read_text() == listed
+
+
+def test_failed_subsets_are_not_proposed_again(place, capsys):
+    train(place, [names for names in start_set("abcde", 0) if names != ("a", "b")])
+    proposed = run_loop(place, failing=("a b",))
+    assert sum(names.count("a b") for names in proposed) == 1
+    assert ["a", "b"] not in read_plan(place)["subsets"]
+    assert "not proposed, its training failed: a b" in capsys.readouterr().out
+    train(place, [("a", "b")])  # trained after all: its failure is history
+    plan()
+    assert ["a", "b"] in read_plan(place)["subsets"] and "not proposed" not in capsys.readouterr().out
+
+
+def test_budget_overlap_weights(place):
+    train(place, start_set(ITEMS, 0))
+    assert plan("--budget", "1", "--explore", "0") == 0
+    assert read_plan(place)["subsets"] == [list(ITEMS)]
+    assert plan("--overlap", "--explore", "0") in (0, 3)
+    assert read_plan(place)["served_by"]["a"] == ["a", "b"]
+    Path("weights").write_text("a 5 # matters\n\nb 0\n")
+    assert plan("--weights", "weights", "--explore", "0") == 0
+    found = read_plan(place)
+    assert found["gain"] == pytest.approx(0.1 * 7 / 7, abs=0.05)
+
+
+def test_numbers_printed_are_those_of_the_file(place, capsys):
+    train(place, start_set(ITEMS, 0), seeds=(0, 1))
+    assert plan() in (0, 3)
+    text, found = capsys.readouterr().out, read_plan(place)
+    assert f"{100 * found['gain']:+.2f} %" in text
+    assert f"{100 * found['gain_low']:+.2f} to {100 * found['gain_high']:+.2f} %" in text
+    assert f"rank correlation {found['rank_correlation']:.2f}" in text
+    assert f"error {100 * found['error']:.2f} %" in text and found["predictor"] in text
+
+
+def test_negative_transfer_clusters_and_passes(place, capsys):
+    train(place, start_set(ITEMS, 0))
+    Path("clusters").mkdir()
+    Path("clusters/x.txt").write_text("a c\nb d\n")
+    (place / "runs").mkdir()
+    record = {"trained_on": "a b", "status": "completed", "processes": 1, "training": {"steps": 100},
+              "arguments": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2,
+                            "mixing": "proportional", "task_names": ["a", "b"]},
+              "data": {"train": {"a": {"source": "", "a_0": {"rows": 100}}, "b": {"source": "", "b_0": {"rows": 300}}}}}
+    (place / "runs/r.json").write_text(json.dumps(record))
+    plan()
+    text = capsys.readouterr().out
+    assert "negative transfer" in text and "-3.00 %" in text  # the clusters, and a with c
+    lines = [line for line in text.splitlines() if line.startswith("│ clusters")]
+    assert len(lines) == 1 and "-3.00 %" in lines[0] and "100%" in lines[0]
+    assert any(" a b " in line and line.rstrip(" │").endswith(" 4") for line in text.splitlines())  # 1,600 of 400 rows
+
+
+def test_target(place, capsys):
+    train(place, start_set(ITEMS, 0))
+    assert plan("--target", "c") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert lines[0].split()[1] == "d" and "+10.00 %" in lines[0] and not (place / "plan.json").exists()
+
+
+# ---- which scores ---------------------------------------------------------------------------------------------------
+
+
+def test_test_scores_are_what_is_reported(place, capsys):
+    train(place, start_set(ITEMS, 0))
+    train(place, start_set(ITEMS, 0), split="test", loss=lambda item, names: 1.0 - 0.02 * (len(names) == 2))
+    plan()
+    assert read_plan(place)["gain"] == pytest.approx(0.02) and "test scores" in capsys.readouterr().out
+    plan("--split", "test")
+    assert "optimism subtracted" in capsys.readouterr().out
+
+
+def test_a_fresh_seed_reports_and_never_chooses(place, capsys):
+    train(place, start_set(ITEMS, 0))
+    assert run_loop(place, "--explore", "0") == []
+    assert plan("--explore", "0", "--confirm_seed", "7", "--write_subsets", "next.txt") == 3
+    assert Path("next.txt").read_text() == "a\nb\nc\nd\na b\nc d\n"
+    assert "--seed 7 --runs 1" in capsys.readouterr().out
+    wanted = [line.split() for line in Path("next.txt").read_text().splitlines()]
+    train(place, wanted, seeds=(7,), loss=lambda item, names: 1.0 - 0.05 * (len(names) == 2) + 0.01 * (item == "a"))
+    assert plan("--explore", "0", "--confirm_seed", "7") == 0
+    found = read_plan(place)
+    assert found["subsets"] == [["a", "b"], ["c", "d"]] and found["gain"] == pytest.approx(0.05, rel=0.01)
+    assert found["gain_low"] < found["gain"] < found["gain_high"]
+
+
+def test_a_plan_that_is_not_confirmed_falls_back_to_alone(place, capsys):
+    train(place, start_set(ITEMS, 0))
+    train(place, start_set(ITEMS, 0), seeds=(7,), loss=lambda item, names: 1.0 + 0.05 * (len(names) == 2))
+    assert plan("--explore", "0", "--confirm_seed", "7") == 0
+    found = read_plan(place)
+    assert found["subsets"] == [["a"], ["b"], ["c"], ["d"]] and found["gain"] == 0 == found["gain_low"]
+    assert "shows no gain (-5.00 %)" in capsys.readouterr().out
+    assert plan("--explore", "0", "--confirm_seed", "7", "--budget", "2") == 0
+    assert len(read_plan(place)["subsets"]) == 2 and "which the budget forbids" in capsys.readouterr().out
+
+
+def test_estimates_come_after_measurements_and_before_predictions(place, capsys):
+    train(place, [("a",), ("b",), ("c",), ("d",), ITEMS])
+    rows = json.loads((place / "rows.json").read_text())
+    for names in start_set(ITEMS, 0):  # estimated scores have their own level: gains are over the estimate alone
+        rows += [row(" ".join(names), item, 2 * true_loss(item, names), status="estimated", metric="loss")
+                 for item in names]
+    write_runs(place, rows)
+    assert plan("--write_subsets", "next.txt") == 3
+    text = capsys.readouterr().out
+    assert "estimated" in text and read_plan(place)["subsets"] == [["a", "b"], ["c", "d"]]
+    assert read_plan(place)["measured"] == 0 and Path("next.txt").read_text() == "a b\nc d\n"
+    assert any(line.startswith("│ a b") and "+10.00 %" in line for line in text.splitlines())
+
+
+def test_gains_as_they_are_need_no_score_alone(place):
+    train(place, itertools.combinations("abc", 2), metric="gain", loss=lambda item, names: 0.1 * ("c" not in names))
+    train(place, ["abc"], metric="gain", loss=lambda item, names: -0.2)
+    assert plan("--explore", "0") == 0
+    assert read_plan(place)["subsets"] == [["a", "b"], ["c"]]
+
+
+def test_own_metrics_and_mixed_units(place, capsys):
+    sets = start_set(ITEMS, 0)
+    train(place, sets, metric="perplexity")
+    assert "metric 'perplexity': which way is better" in error_of(capsys, "--metric", "perplexity")
+    assert plan("--lower_is_better", "perplexity", "--explore", "0") == 0
+    losses = read_plan(place)
+    assert losses["subsets"] == [["a", "b"], ["c", "d"]]
+    assert plan("--higher_is_better", "perplexity", "--explore", "0") in (0, 3)
+    assert read_plan(place)["subsets"] != losses["subsets"]
+    train(place, sets, metric="accuracy")
+    metrics = ["--metric", "a=perplexity", "b=perplexity", "c=accuracy", "d=accuracy", "--lower_is_better",
+               "perplexity"]
+    assert "--unit is needed: these results mix" in error_of(capsys, *metrics)
+    assert plan(*metrics, "--unit", "points", "--explore", "0") in (0, 3)
+    assert ["a", "b"] in read_plan(place)["subsets"]
+
+
+def test_bad_input(place, capsys):
+    train(place, start_set(ITEMS, 0))
+    assert "--budget 0: cannot serve all items" in error_of(capsys, "--budget", "0")
+    assert "did you mean 'loss'" in error_of(capsys, "--metric", "lass")
+    assert "--metric q=loss: 'q' is not in" in error_of(capsys, "--metric", "q=loss")
+    assert "--unit gain" in error_of(capsys, "--unit", "gain")
+    assert "--target e" in error_of(capsys, "--target", "e")
+    assert "--explore -1" in error_of(capsys, "--explore", "-1")
+    assert "no scores of other seeds" in error_of(capsys, "--confirm_seed", "0")
+    for text, words in (("e 2\n", "unknown item 'e'"), ("a -1\n", "must be a number from 0 on"), ("a\n", "found 'a'"),
+                        ("a x\n", "from 0 on"), ("a 0\nb 0\nc 0\nd 0\n", "all weights are 0")):
+        Path("weights").write_text(text)
+        assert words in error_of(capsys, "--weights", "weights")
+    assert "cannot be read" in error_of(capsys, "--weights", "nowhere")
+    train(place, [("a",)], seeds=(3,), loss=lambda item, names: 0.0)
+    train(place, [("a",)], seeds=(4,), loss=lambda item, names: -0.9999)
+    assert "--unit relative: 'a' alone" in error_of(capsys)
+    rows = json.loads((place / "rows.json").read_text())
+    write_runs(place, [*rows, row("a b", "a", 0.5, metric="loss", config_hash="other")])
+    assert "--config_hash" in error_of(capsys)
+
+
+def test_an_item_that_fails_alone_is_an_error(place, capsys):
+    train(place, [names for names in start_set(ITEMS, 0) if names != ("a",)])
+    ledger = Path("sampled_tasks/x/failed")
+    ledger.mkdir(parents=True)
+    (ledger / "1").write_text(json.dumps({"subset": "a", "attempts": [1]}))
+    (ledger / "2").write_text("{half")
+    assert "'a' failed when trained alone" in error_of(capsys)
+
+
+def test_seeds_are_told_apart(place):
+    train(place, [("a", "b")], seeds=(0, 1, 2))
+    kept = reader.read_scores(place, keep_seed=lambda seed: seed != "1")
+    assert list(kept["runs"]) == [2, 2]
+    assert reader.read_scores(place, keep_seed=lambda seed: False).empty
+
+
+def test_partition_keeps_the_order_of_items():
+    found = partition([np.array([0, 0, 1], bool), np.array([1, 1, 0], bool)])
+    assert found.served.tolist() == [0, 0, 1] and found.of_item[1].tolist() == [True, True, False]
