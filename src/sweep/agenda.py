@@ -115,7 +115,7 @@ class Agenda:
             if not self.fixed:
                 raise InputError(f"--combos_section {start} {end}: there are {self.space.possible()} combinations")
         self.on_cpu = environment.get("CUDA_VISIBLE_DEVICES") == ""
-        self.answer = ask(self._command(names), environment, self._places(), folder, args.known)
+        self.answer, self.kept = ask(self._command(names), environment, self._places(), folder, args.known)
         self._check_best_metric()
         self.settings = self.answer["settings"] | {"script": args.script, "seed": args.seed, "runs": args.runs,
                                                    "results": str(self.results.folder)}

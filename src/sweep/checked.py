@@ -20,18 +20,19 @@ SOURCE = Path(__file__).resolve().parents[1]
 
 
 def ask(command: Sequence[str], environment: Mapping[str, str], places: Sequence[Path], folder: Path,
-        known: Sequence[str]) -> dict:
+        known: Sequence[str]) -> tuple[dict, Path]:
     """What names a training by `command` and its items.
 
     Args:
         command: of the training script, without --check and without names of its own.
         environment: of the children.
         places: files and folders whose content the answer depends on.
-        folder: of the task set; where it is there the answer is kept in it.
+        folder: of the task set, in which the answer may be kept.
         known: the sweep's own flags, for a hint where one was mistyped.
 
     Returns:
-        settings (those that count), config_hash, content (a hash of each item), metrics (names, of each item).
+        The answer: settings (those that count), config_hash, content (a hash of each item), metrics (names, of each
+        item); and the file to `keep` it in.
 
     Raises:
         InputError: the training would refuse its flags; in its words.
@@ -39,7 +40,7 @@ def ask(command: Sequence[str], environment: Mapping[str, str], places: Sequence
     stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in _files([SOURCE, *places])]
     kept = folder / "checked" / f"{short_hash([list(command[1:]), stamps], 16)}.json"
     try:
-        return json.loads(kept.read_text(encoding="utf-8"))
+        return json.loads(kept.read_text(encoding="utf-8")), kept
     except (OSError, ValueError):  # not asked yet, or the file is damaged
         pass
     run = subprocess.run([*command, "--check", "True"], env=environment, stdin=subprocess.DEVNULL, capture_output=True,
@@ -47,11 +48,14 @@ def ask(command: Sequence[str], environment: Mapping[str, str], places: Sequence
     lines = [line for line in run.stdout.splitlines() if line.startswith(ANSWER)]
     if run.returncode or not lines:
         raise InputError(_reason(run, known))
-    answer = json.loads(lines[-1].removeprefix(ANSWER))
-    if folder.exists():
-        kept.parent.mkdir(exist_ok=True)
-        write_whole(kept, json.dumps(answer, indent=1) + "\n")
-    return answer
+    return json.loads(lines[-1].removeprefix(ANSWER)), kept
+
+
+def keep(answer: dict, path: Path) -> None:
+    """Spare later sweeps of the task set the asking, once the folder of the task set is there."""
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, json.dumps(answer, indent=1) + "\n")
 
 
 def _files(places: Sequence[Path]) -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from src.subsets import Subset
 from src.sweep.agenda import Agenda, Items
+from src.sweep.checked import keep
 from src.sweep.children import device_environment, make_starter, resolve_devices
 from src.sweep.ledger import Ledger
 from src.sweep.scheduler import Scheduler
@@ -54,6 +55,7 @@ def _begin(agenda: Agenda, folder: Path, mode: str | None) -> tuple[Ledger, list
     """Open the ledger, draw what is missing, and say so."""
     agenda.results.check_writable()
     ledger = Ledger.open(folder, mode)
+    keep(agenda.answer, agenda.kept)
     subsets = agenda.subsets(ledger, write=True)
     announce(agenda, ledger, subsets)
     if agenda.args.retry_failed:
