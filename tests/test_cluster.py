@@ -53,6 +53,23 @@ def quick(here, monkeypatch):
     return here
 
 
+def test_affinities_are_of_the_size_trained_most_often(quick, capsys):
+    """All together and each alone tell nothing of pairs: with them, or without, the matrix is the same."""
+    write_runs(quick / "results/x", sweep(PAIRS))
+    run()
+    pairs = (quick / "results/x/affinity.csv").read_text()
+    assert "(--sizes)" not in capsys.readouterr().out
+    write_runs(quick / "results/x", sweep([*PAIRS, tuple(ITEMS), tuple(ITEMS[:3]), *((item,) for item in ITEMS)]))
+    run()
+    assert ("2 items (36 subsets); trained are also others: 1 item (9 subsets), 2 items (36 subsets), "
+            "3 items (1 subset), 9 items (1 subset) (--sizes)") in capsys.readouterr().out
+    assert (quick / "results/x/affinity.csv").read_text() == pairs
+    run("--sizes", "2", "9")
+    assert (quick / "results/x/affinity.csv").read_text() != pairs
+    with pytest.raises(InputError, match=r"--sizes 4: .* trained are 1 item \(9 subsets\)"):
+        run("--sizes", "4")
+
+
 def test_planted_groups_are_found_written_and_explained(here, capsys):
     write_runs(here / "results/x", sweep(PAIRS))
     run("--compare", "--write_subsets", "lists/subsets.txt")

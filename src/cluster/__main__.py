@@ -9,6 +9,7 @@
 import argparse
 import hashlib
 import json
+from collections import Counter
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_results_flags(parser)
     add("--estimator", default="mean", choices=["mean", "ridge"], help="affinity as the mean over subsets, or by a "
         "ridge regression on who else was in the subset: better for subsets of 5 and more (default: mean)")
+    add("--sizes", type=int, nargs="+", default=[], metavar="N", help="take subsets of so many items (default: of the "
+        "size that was trained most often, so that alone, all and what a plan had trained do not confirm themselves)")
     add("--impute", action="store_true", help="go on where more than 20 %% of the pairs were never trained together, "
         "with the row's mean in their place (default: an error that names them; up to 20 %% a warning)")
     add("--num_clusters", default="auto", help="number of clusters, or auto (default: auto)")
@@ -68,6 +71,24 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def sizes_in_words(scores) -> str:
+    """`2 items (36 subsets), 9 items (1 subset)`."""
+    sizes = Counter(len(names.split()) for names in set(scores["trained_on"]))
+    return ", ".join(f"{size} item{'s' * (size > 1)} ({count} subset{'s' * (count > 1)})"
+                     for size, count in sorted(sizes.items()))
+
+
+def take_sizes(scores, sizes: list[int]):
+    """The scores of subsets of the sizes asked for, said where others were trained, too."""
+    chosen = affinity.of_sizes(scores, sizes)
+    if chosen.empty:
+        raise InputError(f"--sizes {' '.join(map(str, sizes)) or '(not given)'}: these results have no subset of that "
+                         f"size; trained are {sizes_in_words(scores)}")
+    if len(chosen) < len(scores):
+        print(f"affinities of {sizes_in_words(chosen)}; trained are also others: {sizes_in_words(scores)} (--sizes)")
+    return chosen
+
+
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     folder, name = Path(args.results_dir) / args.save_name, args.name or args.save_name
@@ -77,6 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.report:
         report(scores, args, clusters_file)
         return 0
+    scores = take_sizes(scores, args.sizes)
     found = affinity.build(scores, ridge=args.estimator == "ridge")
     old = choose.old_labels(found.items, args)
     unseen = choose.check_coverage(found, old, args)

@@ -8,6 +8,7 @@ subset's score is the mean over its seeds. The diagonal is not defined (NaN), an
 together.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -133,6 +134,18 @@ class Affinity:
             "mean": self.T[i, j], "se": se[i, j], "low": np.where(unknown, np.nan, low[i, j]),
             "high": np.where(unknown, np.nan, high[i, j]), "n": self.n[i, j]})
         return pd.DataFrame(self.T, index=pd.Index(names, name="item"), columns=names), long
+
+
+def of_sizes(scores, sizes: Iterable[int] = ()):
+    """Only the scores after subsets of these sizes; by default of the size from 2 on that was trained most often.
+
+    What a plan or clusters had trained since, and all items together, would otherwise confirm themselves.
+    """
+    size = scores["trained_on"].str.split().str.len()
+    if not sizes:
+        subsets = size[size > 1].groupby(scores["trained_on"]).first()
+        sizes = subsets.mode()[:1]  # of two that are as frequent the smaller
+    return scores[size.isin(list(sizes))]
 
 
 def build(scores, ridge: bool = False) -> Affinity:

@@ -21,8 +21,8 @@ STEPS = sorted({round(steps) for steps in np.geomspace(1, 1000, 31)})  # of the 
 LEAST = 5e-7  # results have six digits, so that a loss of 0.000000 is below this; its logarithm must be a number
 Truth = Mapping[Subset, Mapping[str, float]]  # validation loss of each item after each truly trained subset
 # Flags of the estimate that its sweep does not take, or takes by another name.
-NOT_OF_SWEEPS = {"project_dim", "strength", "calibrate", "num_samples", "subsets_file", "config_hash", "do_train",
-                 "do_eval", "predict_with_generate", "save_name", "run_name", "use_cpu", "no_cuda"}
+NOT_OF_SWEEPS = {"project_dim", "strength", "calibrate", "num_samples", "subsets_file", "config_hash", "content_hash",
+                 "do_train", "do_eval", "predict_with_generate", "save_name", "run_name", "use_cpu", "no_cuda"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def true_losses(experiment: Experiment, options: EstimateArguments, command_line
     names, folder = experiment.names, experiment.results.folder
     found: dict[Subset, dict[str, float]] = {}
     if not experiment.results.is_without_scores("valid"):
-        scores = read_scores(folder, config_hash=options.config_hash, statuses=("completed",))
+        scores = read_scores(folder, config_hash=options.config_hash, statuses=("completed",),
+                             content_hash=options.content_hash)
         for row in scores[scores["metric"] == "loss"].itertuples():
             members = subset(row.trained_on.split())
             if row.item in members and set(members) <= set(names):

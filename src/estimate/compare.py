@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src import DEFAULT_TASK_DIR
-from src.cli import InputError, OneLineErrors
+from src.cli import InputError, OneLineErrors, add_results_flags
 from src.cluster import affinity, evidence, plots, rounding, sdp
 from src.metrics import LOWER_IS_BETTER
 from src.scores import oriented, read_scores
@@ -28,14 +27,10 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m src.estimate compare", allow_abbrev=False,
         description="Compare results/<save_name>_estimated/ with the true results/<save_name>/, on the subsets of both "
         "that the estimate was not calibrated on.")
-    add = parser.add_argument
-    add("--save_name", required=True, help="name of the true sweep: the folder below --results_dir")
-    add("--estimated", help="name of the estimates (default: <save_name>_estimated)")
-    add("--results_dir", default="results", help="folder of all results (default: results)")
-    add("--task_dir", default=DEFAULT_TASK_DIR, help="folder of task files (default: %(default)s)")
-    add("--metric", default="loss", help="metric to compare (default: loss)")
-    add("--config_hash", help="true runs of this config_hash only (default: all; an error if they differ)")
-    add("--seed", type=int, default=0, help="of the rounding of clusters (default: 0)")
+    add_results_flags(parser, "save_name", "results_dir", "task_dir", "metric", "config_hash", "content_hash",
+                      metric={"default": "loss", "help": "metric to compare (default: loss)"})
+    parser.add_argument("--estimated", help="name of the estimates (default: <save_name>_estimated)")
+    parser.add_argument("--seed", type=int, default=0, help="of the rounding of clusters (default: 0)")
     return parser
 
 
@@ -67,8 +62,8 @@ def main(arguments: list[str]) -> int:
 
 def _scores(folder: Path, args: argparse.Namespace, estimated: bool):
     """The oriented scores of one folder, true or estimated ones only."""
-    scores = read_scores(folder, config_hash=None if estimated else args.config_hash,
-                                  statuses=("estimated",) if estimated else ("completed",))
+    scores = read_scores(folder, statuses=("estimated",)) if estimated else read_scores(
+        folder, config_hash=args.config_hash, statuses=("completed",), content_hash=args.content_hash)
     return oriented(scores, args.metric, partial(main_metrics, task_dir=args.task_dir))
 
 

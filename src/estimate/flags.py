@@ -24,6 +24,8 @@ class EstimateArguments:
     subsets_file: str | None = flag(None, "Estimate exactly the subsets of this file, a line each.")
     config_hash: str | None = flag(
         None, "Calibrate on the sweep's runs of this config_hash (default: all; an error if they differ).")
+    content_hash: list[str] = flag(
+        [], "Where an item's templates or rows were changed between trainings: calibrate on subsets of this content.")
 
     def validate(self) -> None:
         for name in ("project_dim", "strength", "calibrate", "min_task_num", "num_samples"):
