@@ -32,7 +32,7 @@ def cluster(tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None and ENGINES != "required",
                     reason="no ray: pip install -r requirements-cluster.txt")
 def test_two_workers_one_killed(tmp_path, cluster):
-    command = [sys.executable, STUB, "6", "--task_set_name", "x", "--num_samples", "15", "--behave", "sleep:0.5",
+    command = [sys.executable, STUB, "6", "--task_set_name", "x", "--num_samples", "15", "--behave", "sleep:2",
                "--launcher", "ray", "--workers", "2", "--stale_after", "4", "--warm_start", "False"]
     with (tmp_path / "out").open("w") as out:
         driver = subprocess.Popen(command, cwd=tmp_path, env=cluster, stdout=out, stderr=subprocess.STDOUT)
@@ -41,11 +41,11 @@ def test_two_workers_one_killed(tmp_path, cluster):
         while driver.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
             if killed is None and trace.exists() and trace.read_text().count("end") >= 2:
-                # a worker is the parent of the scheduler that is the parent of a child
-                child = int(trace.read_text().splitlines()[-1].split()[2])
-                status = Path(f"/proc/{child}/status")
-                if not status.exists():
+                # a worker is the parent of the scheduler that is the parent of a child, here of one that has just begun
+                word, _, child, *_ = trace.read_text().splitlines()[-1].split()
+                if word != "start" or time.time() - trace.stat().st_mtime > 0.5:
                     continue
+                child = int(child)
                 scheduler = parent(child)
                 killed = parent(scheduler)
                 assert "ray::" in Path(f"/proc/{killed}/cmdline").read_text()
