@@ -12,6 +12,8 @@ import pandas
 import pytest
 from conftest import DEMO, ROOT
 
+from src.training.checkpoints import what_is_broken
+
 # The commands that users already run, word for word; only steps are cut short, by flags put after them.
 MULTI_INSTRUCTION = """
     --do_train --do_eval --predict_with_generate --model_name_or_path t5-base --max_source_length 512
@@ -193,6 +195,31 @@ def test_without_optimizer_state_a_run_starts_afresh(scratch, capsys):
     assert scratch.run("train_multi_instruction.py", *flags) == 0
     assert "holds no optimizer state, so training starts afresh" in capsys.readouterr().err
     assert values(scratch.rows("x")) == before
+
+
+def test_a_checkpoint_that_is_not_whole_is_set_aside(scratch, capsys):
+    """Each of its files cut to nothing, to half and by a byte: the rows are those of an unbroken run."""
+    flags = [*DEMO, *shlex.split("--max_steps 20 --eval_steps 10 --save_steps 10 --save_total_limit 3 --downsample 60"),
+             "--task_name", "demo_a1", "--save_name", "x"]
+    assert scratch.run("train_multi_instruction.py", *flags) == 0
+    before, parts = values(scratch.rows("x")), scratch.folder / "results/x/runs"
+    last = next((scratch.folder / "saved").glob("*/checkpoint-20"))
+    whole = {path.name: path.read_bytes() for path in last.iterdir()}
+    assert what_is_broken(last) is None
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json",
+                 "config.json"):
+        for cut in (0, len(whole[name]) // 2, len(whole[name]) - 2):  # json ends in a line feed, which says nothing
+            (last / name).write_bytes(whole[name][:cut])
+            assert what_is_broken(last).startswith(name), (name, cut)
+        (last / name).write_bytes(whole[name])
+    (last / "optimizer.pt").write_bytes(whole["optimizer.pt"][:-1])
+    for path in parts.iterdir():
+        path.unlink()
+    capsys.readouterr()
+    assert scratch.run("train_multi_instruction.py", *flags) == 0
+    out = capsys.readouterr()
+    assert "is not whole (optimizer.pt" in out.err and "going on from" in out.out and "checkpoint-10" in out.out
+    assert values(scratch.rows("x")) == before and last.with_name("checkpoint-20.broken1").is_dir()
 
 
 def test_saved_predictions(scratch):

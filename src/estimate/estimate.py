@@ -22,9 +22,10 @@ from src.estimate.gradients import rows_at_once
 from src.identity import short_hash, trained_hash
 from src.names import natural_order
 from src.subsets import Space, Subset
+from src.training.checkpoints import last_checkpoint
 from src.training.experiment import Data, Experiment, report_data
 from src.training.record import set_up_logging
-from src.training.run import Run, last_checkpoint
+from src.training.run import Run
 
 MANY = 200_000  # subsets that nobody wants without saying so
 

@@ -11,24 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import transformers
-from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import get_last_checkpoint
 
-from src.cli import print_table, warn
+from src.cli import print_table
 from src.files import write_whole
 from src.identity import short_hash, trained_hash
 from src.names import MAX_NAME, check_name, natural_order, plain_name
 from src.results import Results
 from src.tasks.task import Item
 from src.training.check import check_and_describe
+from src.training.checkpoints import is_at_its_end, last_checkpoint
 from src.training.experiment import Data, Experiment, report_data
-from src.training.flags import TrainingArguments
 from src.training.record import describe, log_file, peak_memory_mb, set_up_logging
 from src.training.tokenised import mix
 from src.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-OPTIMIZER = ("optimizer", "global_step")  # its state in a checkpoint, of torch and of DeepSpeed
 ROLES = {"validation": "valid", "test": "test"}  # role of the rows -> name of the split in the results
 
 
@@ -188,33 +185,6 @@ class Run:
     def _write_record(self, record: dict) -> None:
         if self.args.process_index == 0:
             self.results.write_record(self.run_id, record)
-
-
-def last_checkpoint(args: TrainingArguments) -> str | None:
-    """The newest whole checkpoint that training can go on from, or that is at its end.
-
-    One that was being written when the process died is removed. One without the optimizer's state (--save_only_model)
-    would go on with another training than the one that was broken off: the run starts afresh then, and says so.
-    """
-    while Path(args.output_dir).is_dir() and (checkpoint := get_last_checkpoint(args.output_dir)):
-        if (Path(checkpoint) / "trainer_state.json").exists():  # written last
-            has_optimizer = any(path.name.startswith(OPTIMIZER) for path in Path(checkpoint).iterdir())
-            if has_optimizer or is_at_its_end(checkpoint, args):
-                return checkpoint
-            warn(f"{checkpoint} holds no optimizer state, so training starts afresh")
-            return None
-        with args.main_process_first(local=False):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-    return None
-
-
-def is_at_its_end(checkpoint: str, args: TrainingArguments) -> bool:
-    """Whether training was over, by its steps or by --early_stopping_patience, when the checkpoint was written."""
-    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-    stopping = state.stateful_callbacks.get("EarlyStoppingCallback", {})
-    waited = stopping.get("attributes", {}).get("early_stopping_patience_counter", 0)
-    return state.global_step >= state.max_steps or bool(
-        args.early_stopping_patience and waited >= args.early_stopping_patience)
 
 
 def _print_results(results: Results, run: Run) -> None:
