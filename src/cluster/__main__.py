@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         # results of their own: clusters judged by affinities that their own training changed would confirm themselves
         target = f"{args.save_name}_report"
         print(f"written: {path}, {len(lines)} subsets. Train them, then compare:\n  "
-              f"{sweep_command(found.items, target, path)}\n"
+              f"{sweep_command(found.items, target, path, args.task_dir)}\n"
               f"  python -m src.cluster --save_name {target} --name {name} --report")
     return 0
 

@@ -24,7 +24,7 @@ def check_coverage(found: affinity.Affinity, old: np.ndarray, args: argparse.Nam
     names = [f"{found.items[i]} {found.items[j]}" for i, j in pairs]
     listed = ", ".join(names[:10]) + (f", ... ({len(names)} in all)" if len(names) > 10 else "")
     write_lines(path, [name.split() for name in names])
-    hint = f"To fill them:\n  {sweep_command(found.items, args.save_name, path)}"
+    hint = f"To fill them:\n  {sweep_command(found.items, args.save_name, path, args.task_dir)}"
     lonely = [item for item, count in zip(found.items, (found.n > 0).sum(1), strict=True)
               if count < min(2, len(found.items) - 1)]
     if lonely:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from src import subsets
 from src.names import task_of_template
+from src.tasks.catalogue import task_names
 
 
 def read_clusters(flag: str, name: str, folder: str) -> list[list[str]]:
@@ -18,9 +19,10 @@ def write_lines(path: str | Path, lines: list[list[str]]) -> Path:
     return path
 
 
-def sweep_command(items: tuple[str, ...], save_name: str, subsets_file: Path | str) -> str:
+def sweep_command(items: tuple[str, ...], save_name: str, subsets_file: Path | str, task_dir: str) -> str:
     """The command that trains the subsets of a file."""
-    tasks = {task_of_template(item) for item in items}
+    known = task_names(task_dir) if Path(task_dir).is_dir() else []  # a task may be named like a template: squad_1
+    tasks = {task_of_template(item, known) for item in items}
     of_one_task = len(tasks) == 1 and None not in tasks
     script = f"train_sample_instructions_lora.py --dataset {min(tasks)}" if of_one_task else (
         f"train_sample_tasks.py --task_names {' '.join(items)}")

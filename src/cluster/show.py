@@ -80,7 +80,7 @@ def report(scores, args: argparse.Namespace, clusters_file: Path) -> None:
     if len(frame) == len(missing):
         raise InputError(f"no item of {clusters_file} was trained alone, with all, and in its cluster; write the "
                          "subsets with --write_subsets FILE, then train them:\n  "
-                         + sweep_command(tuple(frame["item"]), args.save_name, "FILE"))
+                         + sweep_command(tuple(frame["item"]), args.save_name, "FILE", args.task_dir))
 
     def shown(value: float, se: float) -> str:
         return "-" if np.isnan(value) else f"{value:.4g}" + ("" if np.isnan(se) else f" \N{PLUS-MINUS SIGN} {se:.2g}")

@@ -123,8 +123,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     args.save_name = args.save_name or args.from_estimate or args.task_set_name
     for name in ("task_set_name", "save_name"):
         check_name(f"--{name}", getattr(args, name))
-    for name, least in (("num_samples", 1), ("runs", 1), ("jobs_per_device", 1), ("retries", 0), ("workers", 1),
-                        ("subset_timeout", 1)):
+    for name, least in (("num_samples", 1), ("seed", 0), ("runs", 1), ("jobs_per_device", 1), ("retries", 0),
+                        ("workers", 1), ("subset_timeout", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise InputError(f"--{name} {value} must be at least {least}")
