@@ -65,7 +65,7 @@ def test_each_cluster_is_drawn_from_and_none_is_mixed():
 
 @pytest.mark.parametrize("items, size, number, limit", [(10, 3, 18, 1), (10, 3, 49, 3), (20, 3, 72, 1)])
 def test_balanced_draws_cover_all_pairs_soon(items, size, number, limit):
-    """DESIGN.md section 5: 18 [lower bound 17], 48 [45] and 70 [67] subsets."""
+    """18 [lower bound 17], 48 [45] and 70 [67] subsets."""
     space = Space(subset(f"t{i}" for i in range(items)), size, size)
     found = []
     for seed in range(5):
