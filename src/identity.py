@@ -34,6 +34,7 @@ WITHOUT_EFFECT = frozenset({
 # When and by what the model at the end is chosen: without effect where it is the last one.
 CHOICE_OF_MODEL = frozenset({"eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "metric_for_best_model",
                              "greater_is_better"})
+ANSWER = "checked: "  # what the line begins with that --check prints
 NO_CONTENT = ("optimizer", "scheduler", "rng_state", "trainer_state", "training_args", "README", ".git")
 
 

@@ -9,8 +9,7 @@ import shutil
 import pytest
 from conftest import ROOT
 
-from src.identity import CHOICE_OF_MODEL, WITHOUT_EFFECT, model_content
-from src.training.check import ANSWER
+from src.identity import ANSWER, CHOICE_OF_MODEL, WITHOUT_EFFECT, model_content
 from src.training.flags import (
     InstructionArguments,
     ModelArguments,

@@ -34,6 +34,12 @@ def commands() -> list[list[str]]:
             if line.strip() and not line.startswith("#")]
 
 
+def test_every_fence_stands_on_a_line_of_its_own():
+    """One inside a paragraph would hide its commands from these tests."""
+    fences = [line for line in README.splitlines() if "```" in line]
+    assert len(fences) % 2 == 0 and all(re.fullmatch(r"```\w*", line) for line in fences)
+
+
 def test_there_are_commands():
     assert len(commands()) >= 7
 

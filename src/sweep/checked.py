@@ -13,9 +13,8 @@ from pathlib import Path
 
 from src.cli import InputError, did_you_mean
 from src.files import write_whole
-from src.identity import short_hash
+from src.identity import ANSWER, short_hash
 
-ANSWER = "checked: "  # what the line of the answer begins with
 SOURCE = Path(__file__).resolve().parents[1]
 
 

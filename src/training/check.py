@@ -6,11 +6,11 @@ A sweep runs it once for all its items, as the judge of the flags it passes on.
 import json
 
 from src.cli import InputError
+from src.identity import ANSWER
 from src.tasks.rows import render_rows
 from src.training.experiment import Experiment
 
 FIRST_ROWS = 100  # of each item and role that are rendered and tokenised
-ANSWER = "checked: "  # what the line of the answer begins with
 
 
 def check_and_describe(experiment: Experiment) -> int:
