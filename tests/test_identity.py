@@ -128,6 +128,24 @@ def test_rows_count_by_their_content_and_order(scratch, capsys):
     assert {item for item in plain["content"] if plain["content"][item] != other["content"][item]} == {"demo_a1"}
 
 
+def test_choices_that_the_tokenizer_writes_alike_are_found(scratch, capsys):
+    """Before a training, as in it."""
+    tasks = scratch.folder / "mine"
+    tasks.mkdir()
+    for name in ("demo_a1", "demo_b1"):
+        shutil.copy(ROOT / f"data/tasks/{name}.yaml", tasks)
+    shutil.copytree("data/models/tiny-t5", "nfkc")
+    file = scratch.folder / "nfkc/tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["normalizer"] = {"type": "NFKC"}
+    file.write_text(json.dumps(tokenizer))
+    path = tasks / "demo_a1.yaml"
+    wide = "".join(chr(ord(sign) + 0xFEE0) for sign in "red")  # full-width letters, which NFKC makes usual ones
+    path.write_text(path.read_text().replace('["red", "green", "blue"]', f'["red", "{wide}", "blue"]'))
+    code = scratch.run("train_multitask.py", *FLAGS, "--task_dir", "mine", "--model_name_or_path", "nfkc")
+    assert code == 2 and "writes two of the answer choices" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags, message", [
     ("--seed -3", "--seed -3 must be at least 0"), ("--weight_decay inf", "--weight_decay inf must be a finite"),
     ("--train_lora True --lora_alpha nan", "--lora_alpha nan"), ("--report_to mlflw", "did you mean 'mlflow'"),

@@ -126,7 +126,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     for name, least in (("num_samples", 1), ("seed", 0), ("runs", 1), ("jobs_per_device", 1), ("retries", 0),
                         ("workers", 1), ("subset_timeout", 1)):
         value = getattr(args, name)
-        if value is not None and value < least:
+        if value is not None and not least <= value < float("inf"):  # nor NaN
             raise InputError(f"--{name} {value} must be at least {least}")
     if args.combos_section and not args.preload_combos:
         raise InputError("--combos_section needs --preload_combos")

@@ -28,6 +28,7 @@ def check_and_describe(experiment: Experiment) -> int:
             for template in item.templates:
                 template.check_columns(numbered[0][1], selection.rows.source)
                 rendered, left_out = render_rows(selection, template, numbered)
+                experiment.preparer.check(selection, template, rendered)
                 if not rendered and len(numbered) < FIRST_ROWS:
                     raise InputError(f"{selection.rows.source}: none of its {len(numbered)} rows can serve under "
                                      f"template {template.index} of task '{item.task.name}' ({dict(left_out)})")

@@ -96,14 +96,26 @@ class Preparer:
         choices = template.answer_choices
         longest = counts["longest_target"] if choices else 0
         if choices and not isinstance(choices, str):
-            ids = self._tokenise(list(choices), target=True)
-            longest = max(longest, *map(len, ids))
-            if alike := colliding(self._written_as(choices, ids)):
-                raise InputError(f"{selection.task.path}: template {template.index} ({template.name}): this model's "
-                                 f"tokenizer writes two of the answer choices {' | '.join(choices)} as '{alike[0]}' "
-                                 f"and '{alike[1]}', which no metric tells apart")
+            longest = max(longest, self._longest_choice(selection, template))
         return Prepared(template, selection.role, key, selection.rows.source, dataset, counts,
                         metric_names(selection.task.metrics, choices), longest)
+
+    def check(self, selection: Selection, template: Template, rendered: list[Rendered]) -> None:
+        """Tokenise rows without keeping them; raise InputError as `prepare` does."""
+        if rendered:
+            self._tokenise([r.input for r in rendered]), self._tokenise([r.target for r in rendered], target=True)
+        if template.answer_choices and not isinstance(template.answer_choices, str):
+            self._longest_choice(selection, template)
+
+    def _longest_choice(self, selection: Selection, template: Template) -> int:
+        """Tokens of the longest answer choice; raise InputError where the tokenizer writes two of them alike."""
+        choices = template.answer_choices
+        ids = self._tokenise(list(choices), target=True)
+        if alike := colliding(self._written_as(choices, ids)):
+            raise InputError(f"{selection.task.path}: template {template.index} ({template.name}): this model's "
+                             f"tokenizer writes two of the answer choices {' | '.join(choices)} as '{alike[0]}' "
+                             f"and '{alike[1]}', which no metric tells apart")
+        return max(map(len, ids))
 
     def _write(self, selection: Selection, template: Template, data: Path, meta: Path) -> None:
         from datasets import Features, Sequence, Value
@@ -169,11 +181,8 @@ class Preparer:
 
     def _is_unwritable(self, ids: list[int]) -> bool:
         """Whether a special token, the unknown one among them, stands inside a text: decoded, it will be missing."""
-        special = self._special
-        first = next((i for i, token in enumerate(ids) if token not in special or token == self._unknown), len(ids))
-        last = next((i for i in range(len(ids), first, -1) if ids[i - 1] not in special
-                     or ids[i - 1] == self._unknown), first)
-        return any(token in special for token in ids[first:last])
+        text = [i for i, token in enumerate(ids) if token not in self._special or token == self._unknown]
+        return bool(text) and any(token in self._special for token in ids[text[0]:text[-1] + 1])
 
     def _written_as(self, texts: Sequence[str], ids: list[list[int]]) -> list[str]:
         """Each text as a model that generates its `ids` would write it; what it cannot write stays as it is."""
