@@ -29,6 +29,8 @@ WITHOUT_EFFECT = frozenset({
     "train_batch_size", "eval_batch_size",
     # part of a run's name by themselves: items and their content, rows, seeds; what else is evaluated
     "task_name", "task_names", "template_idx", "data_dir", "seed", "runs", "do_train", "do_eval", "do_predict",
+    "validation_from_train",  # which rows are trained on is part of their content
+    "score_choices", "system_prompt", "source_prefix",  # replaced by what stands around a text
     "model_revision",  # model_name_or_path is replaced by what the two lead to
 })
 # When and by what the model at the end is chosen: without effect where it is the last one.
@@ -61,7 +63,10 @@ def settings_that_count(settings: Mapping) -> dict:
         unused |= {"mixing_temperature"}
     if settings["max_steps"] > 0:
         unused |= {"num_train_epochs"}
-    return {name: value for name, value in settings.items() if name not in unused} | {"do_train": settings["do_train"]}
+    # What is off counts as absent: a flag that a later version adds does not rename what was trained without it.
+    return {name: value for name, value in settings.items()
+            if name not in unused and value is not None and value is not False and value != ""
+            } | {"do_train": settings["do_train"]}
 
 
 def model_content(folder: Path, cache_dir: Path) -> str:

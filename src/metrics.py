@@ -18,7 +18,8 @@ Choices = Sequence[str]  # the task's fixed answer choices; empty where it has n
 _QUOTES = "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a"  # typographic ones
 _AT_ENDS = ".,;:!?'\"()[]{}" + _QUOTES
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-LOWER_IS_BETTER = ("loss",)  # computed by trainer.py for every item, as is gen_len
+CHOICE_METRICS = ("choice_accuracy", "choice_loss")  # of answer choices by their likelihood; trainer.py computes them
+LOWER_IS_BETTER = ("loss", "choice_loss")  # loss is computed by trainer.py for every item, as is gen_len
 
 
 def _bare_word(word: str) -> str:

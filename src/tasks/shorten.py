@@ -42,7 +42,7 @@ def shorten(template: Template, row: Mapping[str, Any], too_many: Callable[[str]
         else:
             left = too_many(rendered.input)
         if left is not None and left <= 0:
-            best = Rendered(rendered.input, whole.target, whole.references, row)
+            best = Rendered(rendered.input, whole.target, whole.references, whole.choices, row)
             bracket[1] = (cut, left)
             if left >= -CLOSE:
                 break

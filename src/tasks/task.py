@@ -75,9 +75,14 @@ class Item:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics that the item yields."""
+        """Names of the metrics that generated answers yield."""
         names = [metric_names(self.task.metrics, template.answer_choices) for template in self.templates]
-        return (*dict.fromkeys(name for some in names for name in some), "loss", "gen_len")
+        return tuple(dict.fromkeys(name for some in names for name in some))
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether all its templates have answer choices."""
+        return all(template.answer_choices for template in self.templates)
 
 
 def instruction_items(task: Task, indices: Sequence[int]) -> list[Item]:

@@ -100,11 +100,12 @@ def _optional_names(source: str, expression: bool = False) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Rendered:
-    """One row under one template: what the model reads, what it should write, every accepted answer."""
+    """One row under one template: what the model reads, what it should write, accepted answers, answer choices."""
 
     input: str
     target: str
     references: tuple[str, ...]
+    choices: tuple[str, ...] = ()
     row: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # what it was made of
 
 
@@ -227,7 +228,7 @@ class Template:
             raise EmptyRow(f"{where}: input is empty")
         if not target or not references:
             raise Unlabelled(f"{where}: {'an accepted answer' if target else 'target'} is empty")
-        return Rendered(source, target, references, row)
+        return Rendered(source, target, references, choices, row)
 
     def _texts(self, row: Mapping[str, Any]) -> tuple[tuple[str, ...], str, str, tuple[str, ...]]:
         """Answer choices, input, target and accepted answers of a row."""

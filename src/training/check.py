@@ -34,6 +34,7 @@ def check_and_describe(experiment: Experiment) -> int:
                                      f"template {template.index} of task '{item.task.name}' ({dict(left_out)})")
     print(ANSWER + json.dumps({
         "settings": experiment.identity, "config_hash": experiment.config_hash,
-        "content": experiment.content(selections), "metrics": {item.name: item.metrics for item in experiment.items},
+        "content": experiment.content(selections),
+        "metrics": {item.name: experiment.metrics(item) for item in experiment.items},
     }, default=str))
     return 0

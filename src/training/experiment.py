@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +15,15 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from src.cli import InputError, did_you_mean, warn
 from src.files import check_writable
 from src.identity import model_content, settings_that_count, short_hash
+from src.metrics import CHOICE_METRICS
 from src.names import MAX_NAME, plain_name
 from src.results import Results
 from src.tasks.rows import Selection, select_rows
 from src.tasks.task import Item
 from src.tasks.template import LEFT_OUT
+from src.training.families import Family
 from src.training.flags import DataArguments, ModelArguments, ResultArguments, TrainingArguments
-from src.training.model import check_model, load_model, load_tokenizer
+from src.training.model import check_model, load_family, load_model
 from src.training.tokenised import Prepared, Preparer
 
 log = logging.getLogger(__name__)
@@ -90,8 +91,9 @@ class Experiment:
 
     @functools.cached_property
     def identity(self) -> dict:
-        """The settings that count, the model by its content."""
-        return settings_that_count(self.settings() | {"model_name_or_path": self.model_content})
+        """The settings that count, the model by its content, and what it reads around a text."""
+        return settings_that_count(self.settings() | {"model_name_or_path": self.model_content,
+                                                      "around_text": self.family.key})
 
     @property
     def config_hash(self) -> str:
@@ -100,17 +102,17 @@ class Experiment:
     # ---- what it makes ---------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def tokenizer(self):
-        return load_tokenizer(self.model, self.data.cache_dir)
+    def family(self) -> Family:
+        return load_family(self.model, self.data.cache_dir, self.data.source_prefix)
 
     @functools.cached_property
     def preparer(self) -> Preparer:
-        return Preparer(self.tokenizer, self.data.cache_dir, self.data.max_source_length, self.data.max_target_length,
+        return Preparer(self.family, self.data.cache_dir, self.data.max_source_length, self.data.max_target_length,
                         self.data.overwrite_cache)
 
     def load_model(self):
-        """The model with its adapter, in float32, its new weights drawn by the seed last set."""
-        return load_model(self.model, self.data.cache_dir, len(self.tokenizer))
+        """The model with its adapter, its new weights drawn by the seed last set."""
+        return load_model(self.model, self.data.cache_dir, self.family)
 
     @property
     def roles(self) -> list[str]:
@@ -145,30 +147,47 @@ class Experiment:
              for role in ("train", "validation") if role in selected],
         ]) for item, selected in ((item, selections[item.name]) for item in self.items)}
 
+    def metrics(self, item: Item) -> tuple[str, ...]:
+        """Names of the metrics that an evaluation of the item gives."""
+        names = (*item.metrics, "loss", "gen_len") if self.training.predict_with_generate else ("loss",)
+        return names + CHOICE_METRICS if self.training.score_choices and item.has_choices else names
+
     def rows(self, selections: dict[str, dict[str, Selection]]) -> Data:
-        """Tokenise the rows of every role that is asked for."""
-        return {role: {item.name: [self.preparer.prepare(selections[item.name][role], template)
+        """Tokenise the rows of every role that is asked for; raise InputError where choices cannot be scored."""
+        data = {role: {item.name: [self.preparer.prepare(selections[item.name][role], template)
                                    for template in item.templates] for item in self.items} for role in self.roles}
+        if self.training.score_choices:
+            for entry in (entry for by_item in data.values() for entries in by_item.values() for entry in entries):
+                if entry.template.answer_choices and (wrong := entry.counts["without_gold"]):
+                    raise InputError(f"--score_choices True: {wrong} {entry.role} rows of {entry.template.item} have a "
+                                     f"target that is none of their answer choices ({entry.source})")
+        return data
 
     # ---- checks ----------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raise InputError for what can be known to be wrong before a model is loaded or anything is written."""
-        _check_best_metric(self.items, self.training.metric_for_best_model)
+        if self.training.score_choices and not any(item.has_choices for item in self.items):
+            raise InputError("--score_choices True: none of the items has answer choices")
+        self._check_best_metric(self.training.metric_for_best_model)
         self.results.check_writable()
         check_writable(f"--output_dir {self.training.output_dir}", Path(self.training.output_dir).absolute())
-        check_model(self.model, self.data, self.tokenizer)
+        check_model(self.model, self.family, self.training.do_train, self.data.cache_dir)
+        virtual = self.model.num_virtual_tokens if self.model.train_prompt_tuning or self.model.train_prefix else 0
+        self.family.check_lengths(
+            self.model.model_name_or_path, self.data.max_source_length,
+            max(self.data.max_target_length, self.training.generation_max_length or 0), virtual)
 
-
-def _check_best_metric(items: Iterable[Item], name: str | None) -> None:
-    if name is None:
-        return
-    allowed = {f"eval_{metric}" for item in items for metric in item.metrics}
-    allowed |= {f"eval_{name}_{metric}" for item in items for metric in item.metrics
-                for name in (item.name, *(template.item for template in item.templates))}
-    if f"eval_{name.removeprefix('eval_')}" not in allowed:
-        raise InputError(f"--metric_for_best_model {name}: no such metric among those of the chosen tasks; "
-                         f"{did_you_mean(name, sorted(allowed, key=lambda n: (n.count('_'), n)), shown=len(allowed))}")
+    def _check_best_metric(self, name: str | None) -> None:
+        if name is None:
+            return
+        allowed = {f"eval_{metric}" for item in self.items for metric in self.metrics(item)}
+        allowed |= {f"eval_{name}_{metric}" for item in self.items for metric in self.metrics(item)
+                    for name in (item.name, *(template.item for template in item.templates))}
+        if f"eval_{name.removeprefix('eval_')}" not in allowed:
+            raise InputError(
+                f"--metric_for_best_model {name}: no such metric among those of the chosen tasks; "
+                f"{did_you_mean(name, sorted(allowed, key=lambda n: (n.count('_'), n)), shown=len(allowed))}")
 
 
 def report_data(data: Data) -> None:

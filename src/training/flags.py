@@ -29,17 +29,29 @@ class ModelArguments:
     """Which model, and which of its weights are trained (all of them, unless one of the --train_... flags is given)."""
 
     model_name_or_path: str = field(metadata={
-        "help": "Any sequence-to-sequence model: a name on the hub (t5-base, facebook/bart-base) or a folder."})
+        "help": "A language model, encoder-decoder or decoder-only: a name on the hub (t5-base, gpt2) or a folder."})
     model_revision: str = flag("main", "Branch, tag or commit of the model on the hub.")
+    model_dtype: Literal["float32", "bfloat16", "auto"] = flag(
+        "float32", "Type of the model's weights; bfloat16, or auto (as saved), for weights that are not trained.")
+    chat_template: str = flag(
+        "auto", "How a decoder-only model is addressed: auto (as its tokenizer says, plainly where it says nothing), "
+        "none (input, newline, target), or a file with a Jinja template.")
+    system_prompt: str | None = flag(
+        None, "What the system says in a chat template, none for nothing (default: what the template says by itself).")
     train_lora: bool = flag(False, "Train low-rank adapters (LoRA) only; checkpoints hold the adapter alone.")
     lora_rank: int = flag(4, "Rank of the LoRA update, 1 or more.")
     lora_alpha: float = flag(32, "Scale of the LoRA update: it is multiplied by lora_alpha / lora_rank.")
     lora_dropout: float = flag(0.0, "Dropout probability before the LoRA matrices, 0 to 1.")
     lora_target_modules: list[str] | None = flag(
-        None, "Names of the linear layers that get LoRA (default: the query and value projections).")
+        None, "Names of the linear layers that get LoRA, or all-linear (default: the query and value projections).")
     train_prefix: bool = flag(False, "Train a prefix of key and value vectors in each layer only (prefix tuning).")
     train_prompt_tuning: bool = flag(False, "Train vectors put before the input only (prompt tuning).")
     num_virtual_tokens: int = flag(20, "Length of the trained prefix or prompt, in positions.")
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether the model's own weights stay as they are."""
+        return self.train_lora or self.train_prefix or self.train_prompt_tuning
 
     def validate(self) -> None:
         chosen = [name for name in ("train_lora", "train_prefix", "train_prompt_tuning") if getattr(self, name)]
@@ -62,7 +74,9 @@ class DataArguments:
                          "present, otherwise the rows come from the hub.")
     cache_dir: str = flag(DEFAULT_CACHE_DIR, "Folder for tokenised data and downloads.")
     overwrite_cache: bool = flag(False, "Render and tokenise again instead of using the cache.")
-    max_source_length: int = flag(512, "Longer inputs are cut to this many tokens.")
+    source_prefix: str = flag("", "Put before every input, for models that want to be told their task.")
+    max_source_length: int = flag(
+        512, "Longer inputs are cut to this many tokens, those of a chat template and --source_prefix counted.")
     max_target_length: int = flag(128, "Longer targets are cut to this many tokens.")
     pad_to_max_length: bool = flag(
         False, "Ask for fixed shapes. Honoured with --torch_compile; otherwise batches are padded to their longest "
@@ -160,6 +174,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     disable_tqdm: bool = flag(False, "No progress bars.")
     report_to: str = flag("none", "Where the trainer reports to: none, tensorboard, wandb, ...")
     save_total_limit: int | None = flag(1, "Checkpoints kept besides the best one.")
+    score_choices: bool = flag(
+        False, "Also score answer choices by their likelihood: choice_accuracy and choice_loss (nats).")
     early_stopping_patience: int | None = flag(
         None, "End the training after that many evaluations in a row without a better --metric_for_best_model.")
     # The filter would hide that the loss has become NaN, which must end the run.
@@ -194,8 +210,6 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     def validate(self) -> None:
         if not (self.do_train or self.do_eval or self.do_predict):
             raise InputError("nothing to do: give --do_train, --do_eval or --do_predict")
-        if not self.predict_with_generate and (self.do_eval or self.do_predict):
-            raise InputError("--do_eval and --do_predict compare generated text: add --predict_with_generate")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             at_least(name, getattr(self, name), 1)
         if self.early_stopping_patience is not None:

@@ -10,22 +10,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.pytorch_utils import Conv1D
 
 from src.cli import InputError, did_you_mean
 from src.tasks.rows import check_hub
-from src.training.flags import DataArguments, ModelArguments
+from src.training import families
+from src.training.families import Family
+from src.training.flags import ModelArguments
 
-# Query and value projections by their usual names, for model families that PEFT has no default for.
+# Query and value projections by their usual names, for types of models that PEFT has no default for.
 ATTENTION_NAMES = (("q", "v"), ("q_proj", "v_proj"), ("query", "value"))
+ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the output layer
 
 
-def load_tokenizer(args: ModelArguments, cache_dir: str):
-    """Load the tokenizer, of an adapter's folder or else of its base, and check what can be known without the weights.
+def load_family(args: ModelArguments, cache_dir: str, source_prefix: str = "") -> Family:
+    """The model's family with its tokenizer, an adapter's own or else its base's; checks what needs no weights.
 
     Raises:
-        InputError: there is no such model, it is not sequence-to-sequence, its files are not whole, or it is an adapter
-            that cannot be trained on with these flags.
+        InputError: there is no such model, it writes no text, its files are not whole, or it is an adapter that cannot
+            be trained on with these flags.
     """
     name, saved = args.model_name_or_path, _saved_adapter(args.model_name_or_path)
     base, where = _base(args, saved, cache_dir)
@@ -34,52 +38,47 @@ def load_tokenizer(args: ModelArguments, cache_dir: str):
         config = AutoConfig.from_pretrained(base, **where)
         own = saved is not None and (Path(name) / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(name if own else base, **where)
-        if not config.is_encoder_decoder:
-            raise InputError(f"--model_name_or_path '{name}': {config.model_type} is no sequence-to-sequence model; "
-                             "allowed is what AutoModelForSeq2SeqLM loads (T5, mT5, ByT5, UL2, BART, Pegasus, ...)")
+        try:
+            generation = GenerationConfig.from_pretrained(base, **where)
+        except OSError:  # older folders have none
+            generation = GenerationConfig.from_model_config(config)
+        family = families.choose(name, config, tokenizer, generation, source_prefix, args.chat_template,
+                                 args.system_prompt)
         _check_weights(base, "model", "pytorch_model")
     if saved is not None:
         with _named(name, name):
             _check_weights(name, "adapter_model", "adapter_model")
         if args.train_lora:
             _check_same_adapter(args, saved, config.model_type)
-    return tokenizer
+    return family
 
 
-def check_model(args: ModelArguments, data_args: DataArguments, tokenizer) -> None:
+def check_model(args: ModelArguments, family: Family, is_trained: bool, cache_dir: str) -> None:
     """Raise InputError where the model, known by its config alone, cannot be trained as the flags ask."""
     name, saved = args.model_name_or_path, _saved_adapter(args.model_name_or_path)
-    base, where = _base(args, saved, data_args.cache_dir)
-    with _named(name, base):
-        config = AutoConfig.from_pretrained(base, **where)
-    if tokenizer.pad_token_id is None:
-        raise InputError(f"--model_name_or_path '{name}': its tokenizer has no pad token, so rows cannot form a batch; "
-                         "name one in its tokenizer_config.json")
-    positions = getattr(config, "max_position_embeddings", None)  # none where positions are relative, as T5's
-    virtual = args.num_virtual_tokens if args.train_prompt_tuning or args.train_prefix else 0
-    for flag in ("max_source_length", "max_target_length"):
-        length = getattr(data_args, flag)
-        if positions is not None and length + virtual > positions:
-            raise InputError(f"--{flag} {length}: {name} has {positions} positions, so at most {positions - virtual}")
-    if args.train_lora and saved is None:
+    dtype = family.config.dtype if args.model_dtype == "auto" else getattr(torch, args.model_dtype)
+    if is_trained and not args.trains_adapter and dtype not in (None, torch.float32):
+        raise InputError(f"--model_dtype {args.model_dtype}: weights of {str(dtype).removeprefix('torch.')} are too "
+                         "coarse to be trained; use float32 (--bf16 True still computes in bfloat16), or train an "
+                         "adapter: --train_lora True")
+    if args.trains_adapter and saved is None:
+        base, _ = _base(args, saved, cache_dir)
         with torch.device("meta"), _named(name, base):
-            _adapter_config(args, AutoModelForSeq2SeqLM.from_config(config))
+            _adapter_config(args, family.auto.from_config(family.config), family)
 
 
-def load_model(args: ModelArguments, cache_dir: str, tokenizer_size: int):
-    """Load the model in float32, with the adapter that `args` ask for.
+def load_model(args: ModelArguments, cache_dir: str, family: Family):
+    """Load the model in --model_dtype, with the adapter that `args` ask for, in float32.
 
-    A saved adapter goes on being trained with --train_lora, and is merged into its base without.
-
-    Args:
-        tokenizer_size: `len(tokenizer)`; the embedding grows where it holds fewer tokens.
+    A saved adapter goes on being trained with --train_lora, and is merged into its base without. The embedding grows
+    where it holds fewer tokens than the tokenizer.
     """
     name, saved = args.model_name_or_path, _saved_adapter(args.model_name_or_path)
     base, where = _base(args, saved, cache_dir)
     with _named(name, base):
-        model = AutoModelForSeq2SeqLM.from_pretrained(base, dtype=torch.float32, **where)
-    if tokenizer_size > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(tokenizer_size)
+        model = family.auto.from_pretrained(base, dtype=args.model_dtype, **where)
+    if len(family.tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(family.tokenizer))
     if saved is not None:
         import peft
 
@@ -92,12 +91,15 @@ def load_model(args: ModelArguments, cache_dir: str, tokenizer_size: int):
         model = model.merge_and_unload()
         for parameter in trained:  # PEFT has frozen them
             parameter.requires_grad_(True)
-    adapter = _adapter_config(args, model)
+    adapter = _adapter_config(args, model, family)
     if adapter is None:
         return model
     import peft
 
-    return peft.get_peft_model(model, adapter, revision=where["revision"])
+    model = peft.get_peft_model(model, adapter, revision=where["revision"])
+    if adapter.is_prompt_learning:
+        family.place_virtual_tokens(model)
+    return model
 
 
 # ---- where a model comes from --------------------------------------------------------------------------------------
@@ -167,17 +169,19 @@ def _check_weights(name: str, stem: str, old_stem: str) -> None:
 # ---- adapters ------------------------------------------------------------------------------------------------------
 
 
-def _adapter_config(args: ModelArguments, model):
-    if not (args.train_lora or args.train_prefix or args.train_prompt_tuning):
+def _adapter_config(args: ModelArguments, model, family: Family):
+    if not args.trains_adapter:
         return None
     import peft
 
-    kind = peft.TaskType.SEQ_2_SEQ_LM
     if args.train_lora:
-        return peft.LoraConfig(task_type=kind, r=args.lora_rank, lora_alpha=args.lora_alpha,
+        return peft.LoraConfig(task_type=family.task_type, r=args.lora_rank, lora_alpha=args.lora_alpha,
                                lora_dropout=args.lora_dropout, target_modules=_lora_targets(args, model))
-    cls = peft.PrefixTuningConfig if args.train_prefix else peft.PromptTuningConfig
-    return cls(task_type=kind, num_virtual_tokens=args.num_virtual_tokens)
+    if args.train_prefix:
+        return peft.PrefixTuningConfig(task_type=family.task_type, num_virtual_tokens=args.num_virtual_tokens)
+    # Some models embed in fewer dimensions than they compute in, which PEFT would take for the width of the vectors.
+    return peft.PromptTuningConfig(task_type=family.task_type, num_virtual_tokens=args.num_virtual_tokens,
+                                   token_dim=model.get_input_embeddings().embedding_dim)
 
 
 def _check_same_adapter(args: ModelArguments, saved, model_type: str) -> None:
@@ -198,16 +202,19 @@ def _check_same_adapter(args: ModelArguments, saved, model_type: str) -> None:
                              f"True trains on, has --lora_{name} {own}")
 
 
-def _lora_targets(args: ModelArguments, model) -> list[str] | None:
-    """Layers that get LoRA: the user's, else None where PEFT knows the family, else the usual names."""
+def _lora_targets(args: ModelArguments, model) -> list[str] | str | None:
+    """Layers that get LoRA: the user's, else None where PEFT knows the type of model, else the usual names."""
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as known
 
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules()
+              if isinstance(module, (torch.nn.Linear, Conv1D))}
+    if args.lora_target_modules == [ALL_LINEAR]:
+        return ALL_LINEAR
     if args.lora_target_modules:
         for name in args.lora_target_modules:
             if name not in linear:
                 raise InputError(f"--lora_target_modules: the model has no linear layer '{name}'; "
-                                 f"{did_you_mean(name, linear)}")
+                                 f"{did_you_mean(name, [*linear, ALL_LINEAR])}")
         return args.lora_target_modules
     if model.config.model_type in known:
         return None

@@ -123,7 +123,7 @@ class Run:
         if args.do_train:
             entries = [entry for of_item in data["train"].values() for entry in of_item]
             train_rows = mix(entries, data_args.mixing, data_args.mixing_temperature, args.seed)
-        trainer = Trainer(model, self.experiment.tokenizer, args, data_args, train_rows, data.get("validation"),
+        trainer = Trainer(model, self.experiment.family, args, data_args, train_rows, data.get("validation"),
                           self.experiment.result.save_predictions)
         training = {"trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
         if args.do_train:
@@ -159,7 +159,7 @@ class Run:
                 if split not in scores:
                     yield split, item, "", "", count
                     continue
-                for metric in item.metrics:
+                for metric in self.experiment.metrics(item):
                     yield split, item, metric, round(scores[split][f"eval_{item.name}_{metric}"], 6), count
 
     def row(self, item: Item, record: dict) -> dict:

@@ -18,12 +18,13 @@ from src.metrics import colliding, metric_names
 from src.tasks.rows import Selection, render_rows
 from src.tasks.shorten import shorten
 from src.tasks.template import LEFT_OUT, Rendered, Template
+from src.training.families import Family
 
 if TYPE_CHECKING:
     import datasets
 
 BATCH = 1000  # rows rendered and tokenised at once
-FORMAT = 3  # counted up when what is stored changes, so that older files are not taken for new ones
+FORMAT = 4  # counted up when what is stored changes, so that older files are not taken for new ones
 GENERATION_MARGIN = 5  # tokens generated beyond the longest answer choice: a longer output could not match it anyway
 
 
@@ -31,9 +32,11 @@ GENERATION_MARGIN = 5  # tokens generated beyond the longest answer choice: a lo
 class Prepared:
     """The selected rows of a task under one template, tokenised. `key` is a hash of all that decides them.
 
-    `dataset` has the columns input_ids, labels and references (accepted answers); `counts` has rows, input_tokens,
-    target_tokens, shortened_inputs (texts of the row), cut_inputs, cut_targets (at the end), longest_target (tokens),
-    and for each reason of LEFT_OUT the rows left out.
+    `dataset` has the columns input_ids (all that the model reads), labels (all that it should write), references
+    (accepted answers), choices (token ids of the row's answer choices, as far as they tell one from another) and gold
+    (the position of the target among them); `counts` has rows, input_tokens, target_tokens, shortened_inputs (texts of
+    the row), cut_inputs, cut_targets (at the end), longest_target (tokens), without_gold (rows whose target is none of
+    their answer choices), and for each reason of LEFT_OUT the rows left out.
     """
 
     template: Template
@@ -46,20 +49,21 @@ class Prepared:
     longest_choice: int  # tokens of the longest answer choice or gold answer; 0 for free text
 
     def generation_length(self, cap: int) -> int:
-        """Longest output in tokens (the start token counted) worth generating under the user's `cap`."""
-        return min(cap, self.longest_choice + GENERATION_MARGIN + 1) if self.longest_choice else cap
+        """Most new tokens worth generating under the user's `cap`."""
+        return min(cap, self.longest_choice + GENERATION_MARGIN) if self.longest_choice else cap
 
 
 class Preparer:
     """Renders and tokenises selections, or finds the result in the cache."""
 
-    def __init__(self, tokenizer, cache_dir: str | Path, max_source_length: int, max_target_length: int,
+    def __init__(self, family: Family, cache_dir: str | Path, max_source_length: int, max_target_length: int,
                  overwrite_cache: bool = False):
-        self.tokenizer = tokenizer
+        self.family = family
         self.folder = Path(cache_dir) / "tokenised"
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
         self.overwrite_cache = overwrite_cache
-        self._special, self._unknown = set(tokenizer.all_special_ids), tokenizer.unk_token_id
+        tokenizer = family.tokenizer
+        self._special, self._unknown = set(tokenizer.all_special_ids), {tokenizer.unk_token_id} - set(family.ends)
         self._written: set[str] = set()  # --overwrite_cache builds each file once, not once for each run
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._tokenizer_hash = short_hash([type(tokenizer).__name__, backend.to_str() if backend else
@@ -74,7 +78,7 @@ class Preparer:
         """
         import datasets
 
-        key = short_hash([FORMAT, selection.key, template.hash, template.item, self._tokenizer_hash,
+        key = short_hash([FORMAT, selection.key, template.hash, template.item, self._tokenizer_hash, self.family.key,
                           self.max_source_length, self.max_target_length], 16)
         data = self.folder / f"{template.item}-{selection.role}-{key}.arrow"
         meta = data.with_suffix(".json")
@@ -103,14 +107,15 @@ class Preparer:
     def check(self, selection: Selection, template: Template, rendered: list[Rendered]) -> None:
         """Tokenise rows without keeping them; raise InputError as `prepare` does."""
         if rendered:
-            self._tokenise([r.input for r in rendered]), self._tokenise([r.target for r in rendered], target=True)
+            self.family.prompts([row.input for row in rendered])
+            self.family.targets([row.target for row in rendered])
         if template.answer_choices and not isinstance(template.answer_choices, str):
             self._longest_choice(selection, template)
 
     def _longest_choice(self, selection: Selection, template: Template) -> int:
         """Tokens of the longest answer choice; raise InputError where the tokenizer writes two of them alike."""
         choices = template.answer_choices
-        ids = self._tokenise(list(choices), target=True)
+        ids = self.family.targets(choices)
         if alike := colliding(self._written_as(choices, ids)):
             raise InputError(f"{selection.task.path}: template {template.index} ({template.name}): this model's "
                              f"tokenizer writes two of the answer choices {' | '.join(choices)} as '{alike[0]}' "
@@ -121,12 +126,13 @@ class Preparer:
         from datasets import Features, Sequence, Value
         from datasets.arrow_writer import ArrowWriter
 
-        features = Features({"input_ids": Sequence(Value("int32")), "labels": Sequence(Value("int32")),
-                             "references": Sequence(Value("string"))})
+        ids = Sequence(Value("int32"))
+        features = Features({"input_ids": ids, "labels": ids, "references": Sequence(Value("string")),
+                             "choices": Sequence(ids), "gold": Value("int32")})
         rows = selection.load()
         template.check_columns(rows[0][1], selection.rows.source)
         counts = dict.fromkeys(("rows", "input_tokens", "target_tokens", "shortened_inputs", "cut_inputs",
-                                "cut_targets", "unwritable_targets", "longest_target", *LEFT_OUT), 0)
+                                "cut_targets", "unwritable_targets", "longest_target", "without_gold", *LEFT_OUT), 0)
         temporary = data.with_suffix(f".{os.getpid()}")
         try:
             with ArrowWriter(path=str(temporary), features=features) as writer:
@@ -135,22 +141,23 @@ class Preparer:
                     counts.update({name: counts[name] + number for name, number in left_out.items()})
                     if not rendered:
                         continue
-                    inputs = self._tokenise([r.input for r in rendered])
-                    labels = self._tokenise([r.target for r in rendered], target=True)
+                    inputs = self.family.prompts([r.input for r in rendered])
+                    labels = self.family.targets([r.target for r in rendered])
                     counts["unwritable_targets"] += sum(map(self._is_unwritable, labels))
                     references = [list(r.references) for r in rendered]
                     if selection.role != "train":
                         references = self._as_generated(references)
+                    choices, gold = self._choices(rendered)
                     counts["shortened_inputs"] += self._shorten(template, rendered, inputs)
-                    inputs, cut_inputs = _cut(inputs, self.max_source_length, self.tokenizer.all_special_ids)
-                    labels, cut_labels = _cut(labels, self.max_target_length, self.tokenizer.all_special_ids)
+                    counts["cut_inputs"] += _cut(inputs, self.max_source_length, self.family.end_of_prompt)
+                    counts["cut_targets"] += _cut(labels, self.max_target_length, self.family.end_of_target)
                     counts["rows"] += len(rendered)
                     counts["input_tokens"] += sum(map(len, inputs))
                     counts["target_tokens"] += sum(map(len, labels))
-                    counts["cut_inputs"] += cut_inputs
-                    counts["cut_targets"] += cut_labels
                     counts["longest_target"] = max(counts["longest_target"], *map(len, labels))
-                    writer.write_batch({"input_ids": inputs, "labels": labels, "references": references})
+                    counts["without_gold"] += gold.count(-1)
+                    writer.write_batch({"input_ids": inputs, "labels": labels, "references": references,
+                                        "choices": choices, "gold": gold})
                 if not counts["rows"]:
                     reasons = ", ".join(f"{counts[name]} {what}" for name, what in LEFT_OUT.items() if counts[name])
                     raise InputError(f"{selection.rows.source}: all {len(rows)} {selection.role} rows are left out "
@@ -165,7 +172,7 @@ class Preparer:
     def _shorten(self, template: Template, rendered: list[Rendered], inputs: list[list[int]]) -> int:
         """Put shortened inputs in place of those that are too long, where that is possible; return how many."""
         def too_many(text: str) -> int:
-            return len(self._tokenise([text])[0]) - self.max_source_length
+            return len(self.family.prompts([text])[0]) - self.max_source_length
 
         shorter = {}
         for i, ids in enumerate(inputs):
@@ -175,38 +182,48 @@ class Preparer:
                                 lambda text, whole=whole, excess=excess: excess if text == whole else too_many(text))
                 if found.input != whole:
                     shorter[i] = found.input
-        for i, ids in zip(shorter, self._tokenise(list(shorter.values())) if shorter else [], strict=True):
+        for i, ids in zip(shorter, self.family.prompts([*shorter.values()]) if shorter else [], strict=True):
             inputs[i] = ids
         return len(shorter)
 
     def _is_unwritable(self, ids: list[int]) -> bool:
         """Whether a special token, the unknown one among them, stands inside a text: decoded, it will be missing."""
-        text = [i for i, token in enumerate(ids) if token not in self._special or token == self._unknown]
+        text = [i for i, token in enumerate(ids) if token not in self._special or token in self._unknown]
         return bool(text) and any(token in self._special for token in ids[text[0]:text[-1] + 1])
 
     def _written_as(self, texts: Sequence[str], ids: list[list[int]]) -> list[str]:
         """Each text as a model that generates its `ids` would write it; what it cannot write stays as it is."""
-        decoded = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        decoded = self.family.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text if self._is_unwritable(of_text) else written.strip()
                 for text, of_text, written in zip(texts, ids, decoded, strict=True)]
 
     def _as_generated(self, references: list[list[str]]) -> list[list[str]]:
         """Accepted answers after the way through the tokenizer that a prediction has gone, too."""
         flat = list(dict.fromkeys(text for of_row in references for text in of_row))
-        written = dict(zip(flat, self._written_as(flat, self._tokenise(flat, target=True)), strict=True))
+        written = dict(zip(flat, self._written_as(flat, self.family.targets(flat)), strict=True))
         return [list(dict.fromkeys(written[text] or text for text in of_row)) for of_row in references]
 
-    def _tokenise(self, texts: list[str], target: bool = False) -> list[list[int]]:
-        return self.tokenizer(**{"text_target" if target else "text": texts}, verbose=False)["input_ids"]
+    def _choices(self, rendered: list[Rendered]) -> tuple[list[list[list[int]]], list[int]]:
+        """Token ids of each row's answer choices, and the position of its target among them, -1 where it is none.
+
+        The tokens that end a target count only where one choice begins another, and then for all of them.
+        """
+        known: dict[tuple[str, ...], list[list[int]]] = {}
+        for choices in {row.choices for row in rendered if row.choices}:
+            ids = self.family.targets(choices, closed=False)
+            begins = any(one is not other and other[:len(one)] == one for one in ids for other in ids)
+            known[choices] = self.family.targets(choices) if begins else ids
+        return ([known.get(row.choices, []) for row in rendered],
+                [row.choices.index(row.target) if row.target in row.choices else -1 for row in rendered])
 
 
-def _cut(sequences: list[list[int]], longest: int, special: list[int]) -> tuple[list[list[int]], int]:
-    """Cut sequences of token ids to `longest`, keeping the closing special token; return them and how many were cut."""
+def _cut(sequences: list[list[int]], longest: int, end: int) -> int:
+    """Cut sequences of token ids to `longest`, keeping the last `end`; return how many were cut."""
     too_long = [i for i, ids in enumerate(sequences) if len(ids) > longest]
     for i in too_long:
-        ids = sequences[i]
-        sequences[i] = [*ids[:longest - 1], ids[-1]] if ids[-1] in special else ids[:longest]
-    return sequences, len(too_long)
+        kept = min(end, longest)
+        sequences[i] = sequences[i][:longest - kept] + sequences[i][len(sequences[i]) - kept:]
+    return len(too_long)
 
 
 def mix(prepared: Sequence[Prepared], mixing: str = "proportional", temperature: float = 2.0,

@@ -9,9 +9,11 @@ from functools import partial
 import numpy as np
 import torch
 import transformers
+from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, Seq2SeqTrainer
 
 from src import metrics
+from src.training.families import IGNORED, Family, padded
 from src.training.flags import DataArguments, TrainingArguments
 from src.training.tokenised import Prepared
 
@@ -48,22 +50,27 @@ class Collator:
     """Pads the rows of a batch: inputs and targets each to their longest, or to lengths of their own.
 
     Args:
-        model: gives the decoder's inputs from the labels.
+        model: gives a decoder's inputs from the labels.
         lengths: (input, target) tokens to pad to, None for the longest of the batch.
         multiple: pads to a multiple of so many tokens.
     """
 
-    def __init__(self, tokenizer, model, lengths: tuple[int, int] | None = None, multiple: int = 1):
-        self.tokenizer, self.model, self.lengths, self.multiple = tokenizer, model, lengths, multiple
+    def __init__(self, family: Family, model, lengths: tuple[int, int] | None = None, multiple: int = 1):
+        self.family, self.model, self.lengths, self.multiple = family, model, lengths, multiple
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
-        inputs, labels = ([row[name] for row in rows] for name in ("input_ids", "labels"))
+        """The inputs of the model with their labels; of rows with `choices` these, too, (b, choices, tokens), and the
+        position of the right one in `gold` (b,)."""
+        prompts, targets = ([row[name] for row in rows] for name in ("input_ids", "labels"))
         widths = self.lengths or [-(-max(map(len, side)) // self.multiple) * self.multiple
-                                  for side in (inputs, labels)]
-        batch = self.tokenizer.pad({"input_ids": inputs}, padding="max_length", max_length=widths[0],
-                                   return_tensors="pt")
-        batch["labels"] = torch.tensor([[*ids, *[-100] * (widths[1] - len(ids))] for ids in labels])
-        batch["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+                                  for side in (prompts, targets)]
+        batch = self.family.collate(self.model, prompts, targets, widths)
+        if "choices" in rows[0]:
+            most = max(len(row["choices"]) for row in rows)
+            longest = max(len(ids) for row in rows for ids in row["choices"])
+            batch["choices"] = torch.stack([
+                padded([*row["choices"], *[[]] * (most - len(row["choices"]))], longest, IGNORED) for row in rows])
+            batch["gold"] = torch.tensor([row["gold"] for row in rows])
         return batch
 
 
@@ -100,6 +107,7 @@ class Trainer(Seq2SeqTrainer):
     """Seq2SeqTrainer that evaluates each item by itself and keeps the best *evaluated* model.
 
     Args:
+        family: how the model reads and writes.
         eval_items: item name -> its evaluation sets, one per template; an item's metric is the mean over them.
         data_args: lengths and padding.
         keep_predictions: collect what each row of the last evaluation gave in `predictions`.
@@ -108,16 +116,21 @@ class Trainer(Seq2SeqTrainer):
     for each metric its mean over the items that have it: `eval_exact_match`.
     """
 
-    def __init__(self, model, tokenizer, args: TrainingArguments, data_args: DataArguments,
+    def __init__(self, model, family: Family, args: TrainingArguments, data_args: DataArguments,
                  train_dataset=None, eval_items: dict[str, Sequence[Prepared]] | None = None,
                  keep_predictions: bool = False):
         fixed = data_args.pad_to_max_length and args.torch_compile
-        collator = Collator(tokenizer, model, (data_args.max_source_length, data_args.max_target_length) if fixed
+        collator = Collator(family, model, (data_args.max_source_length, data_args.max_target_length) if fixed
                             else None, multiple=8 if args.fp16 or args.bf16 else 1)
         patience = args.early_stopping_patience
         callbacks = [_Report()] + ([transformers.EarlyStoppingCallback(patience)] if patience else [])
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_items or {},
-                         data_collator=collator, processing_class=tokenizer, callbacks=callbacks)
+                         data_collator=collator, processing_class=family.tokenizer, callbacks=callbacks,
+                         compute_loss_func=family.loss and partial(family.loss,
+                                                                   label_smoothing=args.label_smoothing_factor))
+        self.family = family
+        self._loss_shifts_labels = False  # labels are those of the positions that they stand at
+        self._signature_columns = ["input_ids", "labels", "choices", "gold"]  # of a row, those that make a batch
         for module in model.modules():  # T5's encoder and decoder hold copies of the config that Trainer sets this in
             if hasattr(module, "config") and hasattr(module.config, "use_cache"):
                 module.config.use_cache = args.use_cache  # training fills no cache; generation asks for its own
@@ -156,7 +169,7 @@ class Trainer(Seq2SeqTrainer):
         return result
 
     def _evaluate_set(self, prepared: Prepared, item: str) -> dict[str, float]:
-        self._gen_kwargs = {"max_length": prepared.generation_length(self.generation_cap), "use_cache": True,
+        self._gen_kwargs = {"max_new_tokens": prepared.generation_length(self.generation_cap), "use_cache": True,
                             "num_beams": self.args.generation_num_beams or 1, "do_sample": False}
         self.compute_metrics = partial(self._score, prepared, item)
         self.gather_function = self.accelerator.gather
@@ -172,11 +185,12 @@ class Trainer(Seq2SeqTrainer):
 
         Several processes share out batches of equal size, so that there the number of rows is fixed.
         """
-        dataset = prepared.dataset.select_columns(["input_ids", "labels"])
+        scored = ["choices", "gold"] if self._scores_choices(prepared) else []
+        dataset = prepared.dataset.select_columns(["input_ids", "labels", *scored])
         if self.args.world_size > 1:
             return self.get_eval_dataloader(dataset)
         room = self.args.eval_batch_size * self.max_source_length, self.args.eval_batch_size * self.generation_cap
-        outputs = self._gen_kwargs["max_length"]
+        outputs = self._gen_kwargs["max_new_tokens"]
         batches, start = [], 0
         while start < len(dataset):  # longest rows first: the first row of a batch is its longest
             size = max(1, min(room[0] // len(dataset[start]["input_ids"]),
@@ -187,44 +201,78 @@ class Trainer(Seq2SeqTrainer):
             dataset, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=self.args.dataloader_pin_memory,
             num_workers=self.args.dataloader_num_workers))
 
+    def _scores_choices(self, prepared: Prepared) -> bool:
+        return bool(self.args.score_choices and prepared.template.answer_choices)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
-        """Return (None, generated ids, [batch, 2]: summed negative log-likelihood and number of each row's labels).
+        """Return (None, generated ids, [batch, 2 or 4]) with, for each row, the summed negative log-likelihood and the
+        number of its labels, and where choices are scored whether the likeliest is right and the loss among them.
 
         The sums make the loss exact for every batch size and order: evaluation rows come sorted by length.
         """
-        inputs = self._prepare_inputs(inputs)
-        labels = inputs["labels"]
-        source = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        batch = self._prepare_inputs(inputs)
+        choices, gold = batch.pop("choices", None), batch.pop("gold", None)
         with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
-            if not getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
-                # The encoder is most of the cost: run it once for both the loss and the generation.
-                encoded = self.model.get_encoder()(**source)
-                source = {"encoder_outputs": encoded, "attention_mask": source["attention_mask"]}
-            logits = model(**source, labels=labels).logits
-            generated = self.model.generate(**source, **self._gen_kwargs)
-        loss = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100,
-                                                 reduction="none")
-        return None, generated, torch.stack([loss.sum(1), (labels != -100).sum(1).to(loss.dtype)], dim=1)
+            batch = self.family.read(self.model, batch)
+            logits, labels = self.family.target_logits(model, batch)
+            loss = cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+            stats = [loss.sum(1), (labels != IGNORED).sum(1).to(loss.dtype)]
+            if choices is not None:
+                scores = self._choice_scores(model, batch, logits, choices)
+                stats += [(scores.argmax(1) == gold).to(loss.dtype), cross_entropy(scores, gold, reduction="none")]
+            if self.args.predict_with_generate:
+                generated = self.family.generate(self.model, batch, **self._gen_kwargs)
+            else:
+                generated = labels.new_full((len(labels), 1), self.family.filler)
+        return None, generated, torch.stack(stats, dim=1)
+
+    def _choice_scores(self, model, batch: dict, logits: torch.Tensor, choices: torch.Tensor) -> torch.Tensor:
+        """Log-probability of each answer choice, the sum over its tokens: (b, choices), -inf where a row has fewer."""
+        if choices.shape[2] == 1:  # all are decided at the first position, which the targets' own logits hold
+            scores = logits[:, 0].float().log_softmax(1).gather(1, choices[:, :, 0].clamp(min=0))
+        else:
+            scores = torch.stack([-cross_entropy(
+                self.family.target_logits(model, self.family.with_targets(self.model, batch, ids))[0]
+                .float().transpose(1, 2), ids, ignore_index=IGNORED, reduction="none").sum(1)
+                for ids in choices.unbind(1)], dim=1)
+        return scores.masked_fill(choices[:, :, 0] == IGNORED, -torch.inf)
 
     def _score(self, prepared: Prepared, item: str, output: transformers.EvalPrediction) -> dict[str, float]:
         count = len(prepared.dataset)  # several processes fill the last batch up with repeated rows
-        pad = self.processing_class.pad_token_id
-        generated = np.where(output.predictions[:count] == -100, pad, output.predictions[:count])
-        texts = [t.strip() for t in self.processing_class.batch_decode(generated, skip_special_tokens=True)]
-        nll, tokens = output.label_ids[:count].sum(axis=0)
-        choices = () if isinstance(prepared.template.answer_choices, str) else prepared.template.answer_choices
+        stats = output.label_ids[:count]
+        nll, tokens = stats[:, :2].sum(axis=0)
+        scores = {"loss": float(nll / tokens), "empty": False}
+        of_rows = {"loss": stats[:, 0] / stats[:, 1]}
+        if self._scores_choices(prepared):
+            of_rows |= dict(zip(metrics.CHOICE_METRICS, stats[:, 2:].T, strict=True))
+            scores |= {name: float(of_rows[name].mean()) for name in metrics.CHOICE_METRICS}
+        texts = None
+        if self.args.predict_with_generate:
+            texts, generated = self._texts(prepared, output.predictions[:count])
+            scores |= generated
         if self.keep_predictions:
-            inputs = self.processing_class.batch_decode(prepared.dataset["input_ids"][:], skip_special_tokens=True)
-            self.predictions += [
-                {"item": item, "template": prepared.template.item, "input": source, "prediction": text,
-                 "references": list(references), "scores": metrics.of_row(prepared.metrics, text, references, choices)
-                 | {"loss": round(float(loss / length), 6)}} for source, text, references, (loss, length) in zip(
-                    inputs, texts, prepared.dataset["references"], output.label_ids[:count], strict=True)]
-        return metrics.compute(prepared.metrics, texts, prepared.dataset["references"], choices) | {
-            "loss": float(nll / tokens),
-            "gen_len": float((generated[:, 1:] != pad).sum(axis=1).mean()),  # the start token is not counted
-            "empty": not any(texts),
-        }
+            self._keep(prepared, item, texts, of_rows)
+        return scores
+
+    def _texts(self, prepared: Prepared, generated: np.ndarray) -> tuple[list[str], dict[str, float]]:
+        """What was generated as text, and its metrics."""
+        given = generated != IGNORED
+        texts = [text.strip() for text in self.processing_class.batch_decode(
+            np.where(given, generated, self.family.filler), skip_special_tokens=True)]
+        ended = np.isin(generated, self.family.ends)  # what follows is filler, which may be the same token
+        lengths = np.where(ended.any(axis=1), ended.argmax(axis=1) + 1, given.sum(axis=1))
+        return texts, metrics.compute(prepared.metrics, texts, prepared.dataset["references"], _fixed(prepared)) | {
+            "gen_len": float(lengths.mean()), "empty": not any(texts)}
+
+    def _keep(self, prepared: Prepared, item: str, texts: list[str] | None, of_rows: dict[str, np.ndarray]) -> None:
+        inputs = self.processing_class.batch_decode(prepared.dataset["input_ids"][:], skip_special_tokens=True)
+        for i, (source, references) in enumerate(zip(inputs, prepared.dataset["references"], strict=True)):
+            scores = {name: round(float(values[i]), 6) for name, values in of_rows.items()}
+            row = {"item": item, "template": prepared.template.item, "input": source, "references": list(references)}
+            if texts is not None:
+                row |= {"prediction": texts[i]}
+                scores |= metrics.of_row(prepared.metrics, texts[i], references, _fixed(prepared))
+            self.predictions.append(row | {"scores": scores})
 
     def take_up(self, checkpoint: str) -> None:
         """Be as after the training that ended in `checkpoint`: its state and, where asked for, the best model."""
@@ -246,6 +294,11 @@ class Trainer(Seq2SeqTrainer):
         if best and self.args.load_best_model_at_end:
             self.control.should_save = True
         return best
+
+
+def _fixed(prepared: Prepared) -> Sequence[str]:
+    """The answer choices that all rows have; none where each row has its own."""
+    return () if isinstance(prepared.template.answer_choices, str) else prepared.template.answer_choices
 
 
 def _means(scores: Iterable[dict[str, float]]) -> dict[str, float]:
