@@ -30,7 +30,7 @@ WITHOUT_EFFECT = frozenset({
     # part of a run's name by themselves: items and their content, rows, seeds; what else is evaluated
     "task_name", "task_names", "template_idx", "data_dir", "seed", "runs", "do_train", "do_eval", "do_predict",
     "validation_from_train",  # which rows are trained on is part of their content
-    "score_choices", "system_prompt", "source_prefix",  # replaced by what stands around a text
+    "score_choices", "chat_template", "system_prompt", "source_prefix",  # replaced by what stands around a text
     "model_revision",  # model_name_or_path is replaced by what the two lead to
 })
 # When and by what the model at the end is chosen: without effect where it is the last one.

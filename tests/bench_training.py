@@ -24,10 +24,11 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from src.estimate.gradients import Gradients, Projection  # noqa: E402
+from src.estimate.gradients import TARGET, Gradients, Projection  # noqa: E402
 from src.tasks.catalogue import load_task  # noqa: E402
 from src.tasks.rows import select_rows  # noqa: E402
-from src.training.flags import MultitaskArguments, TrainingArguments  # noqa: E402
+from src.training.flags import ModelArguments, MultitaskArguments, TrainingArguments  # noqa: E402
+from src.training.model import load_family  # noqa: E402
 from src.training.tokenised import Preparer, mix  # noqa: E402
 from src.training.trainer import Trainer  # noqa: E402
 
@@ -62,9 +63,9 @@ def bare_loop(model, batches) -> float:
     return time.process_time() - start
 
 
-def gradient_loop(model, batches) -> float:
+def gradient_loop(model, family, batches) -> float:
     """CPU seconds of taking and projecting each example's gradient of the whole target, over the same batches."""
-    gradients = Gradients(model)
+    gradients = Gradients(model, family)
     projection = Projection(gradients.parameters, 400, 0)
     unpadded = []
     for batch in batches:
@@ -73,7 +74,7 @@ def gradient_loop(model, batches) -> float:
                          for ids, mask, labels in rows])
     start = time.process_time()
     for batch in unpadded:
-        projection(gradients(batch, first_token=False)[0])
+        projection(gradients(batch, TARGET)[0])
     return time.process_time() - start
 
 
@@ -87,11 +88,11 @@ class _Timer(transformers.TrainerCallback):
         self.seconds = time.process_time() - self.start
 
 
-def our_loop(model, tokenizer, data_args, rows, steps: int, folder: str) -> float:
+def our_loop(model, family, data_args, rows, steps: int, folder: str) -> float:
     args = TrainingArguments(output_dir=folder, max_steps=steps, per_device_train_batch_size=8, learning_rate=5e-5,
                              lr_scheduler_type="constant", save_strategy="no", disable_tqdm=True, seed=0,
                              logging_steps=500)
-    trainer, timer = Trainer(model, tokenizer, args, data_args, rows), _Timer()
+    trainer, timer = Trainer(model, family, args, data_args, rows), _Timer()
     trainer.add_callback(timer)
     trainer.train()
     return timer.seconds
@@ -116,11 +117,11 @@ def main() -> None:
         data_dir = args.data_dir or f"{folder}/rows"
         if not args.data_dir:
             make_rows(Path(data_dir), args.tasks, 500)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(args.model_name_or_path)
+        family = load_family(ModelArguments(args.model_name_or_path), f"{folder}/cache")
         data_args = MultitaskArguments(task_names=args.tasks)
         for attempt in ("first", "again"):
             start, count = time.perf_counter(), 0
-            preparer = Preparer(tokenizer, f"{folder}/cache", 512, 128)
+            preparer = Preparer(family, f"{folder}/cache", 512, 128)
             entries, both = [], ["train", "validation"]
             for name in args.tasks:
                 task = load_task(name, ROOT / "data/tasks")
@@ -131,7 +132,7 @@ def main() -> None:
             print(f"cache, {attempt:5s}: {len(args.tasks)} tasks, {count} rows in "
                   f"{1000 * (time.perf_counter() - start):.0f} ms")
         rows = mix(entries)
-        vocabulary = max(len(tokenizer), 32128)
+        vocabulary = max(len(family.tokenizer), 32128)
         parameters = make_model(args, vocabulary).num_parameters()
         print(f"model: {parameters / 1e6:.0f}M parameters; {args.steps} steps of 8 rows")
 
@@ -140,19 +141,19 @@ def main() -> None:
             # The very batches of the trainer: the same seed gives the same order.
             model = make_model(args, vocabulary)
             order = TrainingArguments(output_dir=folder, per_device_train_batch_size=8, seed=0, max_steps=args.steps)
-            loader = iter(Trainer(model, tokenizer, order, data_args, rows).get_train_dataloader())
+            loader = iter(Trainer(model, family, order, data_args, rows).get_train_dataloader())
             batches = [dict(next(loader)) for _ in range(args.steps)]
             bare_loop(make_model(args, vocabulary), batches[:2])  # warms up
             bare = bare_loop(model, batches) / args.steps
-            ours = our_loop(make_model(args, vocabulary), tokenizer, data_args, rows, args.steps, folder) / args.steps
+            ours = our_loop(make_model(args, vocabulary), family, data_args, rows, args.steps, folder) / args.steps
             ratios.append(bare / ours)
             few = batches[:args.padded]
-            gradients.append(gradient_loop(make_model(args, vocabulary), few) / bare_loop(model, few))
+            gradients.append(gradient_loop(make_model(args, vocabulary), family, few) / bare_loop(model, few))
             full = []
             for batch in few:
                 length, target = 512 - batch["input_ids"].shape[1], 128 - batch["labels"].shape[1]
                 pad = torch.nn.functional.pad
-                full.append({"input_ids": pad(batch["input_ids"], (0, length), value=tokenizer.pad_token_id),
+                full.append({"input_ids": pad(batch["input_ids"], (0, length), value=family.filler),
                              "attention_mask": pad(batch["attention_mask"], (0, length)),
                              "labels": pad(batch["labels"], (0, target), value=-100)})
             padded.append(bare_loop(make_model(args, vocabulary), full) / len(full) / ours)

@@ -23,6 +23,31 @@ DEMO = shlex.split("""
     --load_best_model_at_end --metric_for_best_model eval_exact_match --greater_is_better True --disable_tqdm True""")
 
 
+# Configs of small decoder-only models, each with a peculiarity of its own.
+_SMALL = {"vocab_size": 315, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0,
+          "eos_token_id": 1, "bos_token_id": 1, "max_position_embeddings": 96}
+_LLAMA = _SMALL | {"intermediate_size": 32, "num_key_value_heads": 1}
+DECODER_ONLY = {
+    "gpt2": _SMALL | {"n_positions": 96},  # learned positions
+    "gpt_neo": _SMALL | {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]],
+                         "window_size": 3},  # local attention
+    "opt": _SMALL | {"word_embed_proj_dim": 8, "ffn_dim": 32, "do_layer_norm_before": False},  # as opt-350m
+    "llama": _LLAMA,
+    "gemma2": _LLAMA | {"head_dim": 8, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 5.0},
+    "granite": _LLAMA | {"logits_scaling": 3.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+}
+
+
+def family_of(tokenizer, config=None):
+    """The family of the model with this config (default: a T5), with a tokenizer that may be another model's."""
+    from transformers import GenerationConfig, T5Config
+
+    from src.training import families
+
+    config = config or T5Config()
+    return families.choose("it", config, tokenizer, GenerationConfig.from_model_config(config), "", "auto", None)
+
+
 class Scratch:
     """A scratch folder with data/ of the project in it; the current folder while a test runs."""
 

@@ -175,7 +175,6 @@ def test_what_must_be_given(capsys):
     ("--max_steps 0", "--max_steps 0"),
     ("--learning_rate -1", "--learning_rate -1.0"),
     ("--per_device_train_batch_size 0", "--per_device_train_batch_size 0"),
-    ("--predict_with_generate False", "add --predict_with_generate"),
     ("--do_eval False", "nothing to do"),
     ("--eval_strategy steps --eval_steps 500 --save_steps 750 --load_best_model_at_end",
      "--save_steps 750 must be a multiple of --eval_steps 500"),

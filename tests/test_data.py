@@ -16,6 +16,7 @@ import datasets
 import huggingface_hub
 import pandas
 import pytest
+from conftest import family_of
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -25,7 +26,7 @@ from src.tasks.catalogue import load_task
 from src.tasks.read import read_rows
 from src.tasks.rows import _load_from_hub, find_rows, select_rows
 from src.tasks.task import Source, task_items
-from src.training import tokenised
+from src.training import families, tokenised
 from src.training.experiment import Experiment
 from src.training.tokenised import Preparer, mix
 from tests.hub_stand_in import StandIn
@@ -81,7 +82,7 @@ def select(task, folder, roles=("train", "validation"), seed=0, **options):
 
 
 def prepare(task, folder, tokenizer, role="train", template=0, lengths=(32, 8), overwrite=False, **options):
-    preparer = Preparer(tokenizer, folder / "cache", *lengths, overwrite)
+    preparer = Preparer(family_of(tokenizer), folder / "cache", *lengths, overwrite)
     return preparer.prepare(select(task, folder, **options)[role], task.template(template))
 
 
@@ -277,12 +278,13 @@ def test_downsample(tmp_path, toy):
 
 
 def test_data_seed_fixes_the_rows_of_all_runs(tmp_path, toy, tokenizer):
-    preparer = Preparer(tokenizer, tmp_path / "cache", 32, 8)
+    preparer = Preparer(family_of(tokenizer), tmp_path / "cache", 32, 8)
     data_args = SimpleNamespace(data_dir=tmp_path / "rows", cache_dir=tmp_path / "cache", downsample=5,
                                 validation_from_train=None)
 
     def train_rows(seed, data_seed):
-        args = SimpleNamespace(do_train=True, do_eval=True, do_predict=False, seed=seed, data_seed=data_seed)
+        args = SimpleNamespace(do_train=True, do_eval=True, do_predict=False, seed=seed, data_seed=data_seed,
+                               score_choices=False)
         experiment = Experiment(tuple(task_items([toy], [0])), data_args, None, None, args)
         vars(experiment)["preparer"] = preparer
         prepared = experiment.rows(experiment.selections())
@@ -302,7 +304,7 @@ def test_what_the_model_gets(tmp_path, toy, tokenizer):
     assert tokenizer.decode(prepared.dataset[5]["labels"]) == "yes </s>"
     assert prepared.dataset[5]["references"] == ["yes"]
     assert prepared.metrics == ("exact_match", "accuracy")
-    assert prepared.generation_length(128) == 2 + tokenised.GENERATION_MARGIN + 1 and prepared.generation_length(3) == 3
+    assert prepared.generation_length(128) == 2 + tokenised.GENERATION_MARGIN and prepared.generation_length(3) == 3
 
 
 def test_targets_that_the_tokenizer_cannot_write_are_counted(tmp_path, toy):
@@ -361,35 +363,35 @@ def test_truncation(tmp_path, toy, tokenizer):
 
 def test_cache(tmp_path, toy, tokenizer, monkeypatch):
     calls = []
-    tokenise = Preparer._tokenise
-    monkeypatch.setattr(Preparer, "_tokenise", lambda self, texts, target=False: (
-        calls.append(len(texts)), tokenise(self, texts, target))[1])
+    tokenise = families.EncoderDecoder.prompts
+    monkeypatch.setattr(families.EncoderDecoder, "prompts", lambda self, texts: (
+        calls.append(len(texts)), tokenise(self, texts))[1])
 
     def tokenised(**options):
-        """Texts tokenised; the answer choices, two each time, aside."""
+        """Inputs tokenised; those by which the family looks at the tokenizer, two each time, aside."""
         calls.clear()
         prepare(toy, tmp_path, options.pop("tokenizer", tokenizer), **options)
         return sum(calls) - 2
 
-    assert tokenised() == 40 and tokenised() == 0  # inputs and targets
-    assert tokenised(seed=5) == 0 and tokenised(overwrite=True) == 40
+    assert tokenised() == 20 and tokenised() == 0
+    assert tokenised(seed=5) == 0 and tokenised(overwrite=True) == 20
     for change in ({"template": 1}, {"lengths": (16, 8)}, {"lengths": (32, 4)}, {"downsample": 20},
                    {"tokenizer": make_tokenizer((*WORDS, "more"))}):
-        assert tokenised(**change) == 40 and tokenised(**change) == 0, change
-    assert tokenised(role="validation") == 12 + 2  # and the two accepted answers, once each
+        assert tokenised(**change) == 20 and tokenised(**change) == 0, change
+    assert tokenised(role="validation") == 6
     write(tmp_path, "train", [{"text": "w1", "label": 0}] * 20)
-    assert tokenised() == 40
+    assert tokenised() == 20
     (tmp_path / "tasks" / "toy.yaml").write_text(TOY.replace("Is it so? {{", "It is so? {{"))
     changed = load_task("toy", tmp_path / "tasks")
     calls.clear()
     prepare(changed, tmp_path, tokenizer)
-    assert sum(calls) - 2 == 40
+    assert sum(calls) - 2 == 20
 
 
 def test_overwrite_cache_rebuilds_once(tmp_path, toy, tokenizer):
     prepare(toy, tmp_path, tokenizer)
     old = cached(tmp_path)
-    preparer = Preparer(tokenizer, tmp_path / "cache", 32, 8, overwrite_cache=True)
+    preparer = Preparer(family_of(tokenizer), tmp_path / "cache", 32, 8, overwrite_cache=True)
     times = []
     for _ in range(2):  # as in two runs of one experiment
         preparer.prepare(select(toy, tmp_path)["train"], toy.template(0))
@@ -405,7 +407,7 @@ def test_equal_splits_are_each_rebuilt(tmp_path, toy, tokenizer):
     for role in ("train", "validation"):
         prepare(toy, tmp_path, tokenizer, role)
     old = cached(tmp_path)
-    preparer = Preparer(tokenizer, tmp_path / "cache", 32, 8, overwrite_cache=True)
+    preparer = Preparer(family_of(tokenizer), tmp_path / "cache", 32, 8, overwrite_cache=True)
     for role in ("train", "validation"):
         preparer.prepare(select(toy, tmp_path)[role], toy.template(0))
     assert all(cached(tmp_path)[name] != old[name] for name in old) and len(old) == 2

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import DECODER_ONLY, ROOT, family_of
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BartConfig,
@@ -19,9 +21,13 @@ from transformers import (
 from src.cli import InputError
 from src.estimate import features, fits, gradients
 from src.estimate.features import Features
-from src.estimate.gradients import Gradients, PerExample, Projection
+from src.estimate.gradients import CHOICES, FIRST_TOKEN, TARGET, Gradients, PerExample, Projection
 
 TINY = ROOT / "data/models/tiny-t5"
+
+
+def of(model):
+    return Gradients(model, family_of(AutoTokenizer.from_pretrained(TINY), model.config))
 
 
 def bart():
@@ -49,31 +55,62 @@ def lora():
     return model
 
 
-ROWS = [{"input_ids": [5, 9, 12, 7, 1], "labels": [8, 1]}, {"input_ids": [11, 4, 1], "labels": [20, 6, 1]},
-        {"input_ids": [30, 31, 32, 33, 34, 35, 1], "labels": [9, 1]}]
+# The choices of the first two rows are of one token, so that one pass tells them all; those of the others are not.
+ROWS = [{"input_ids": [5, 9, 12, 7, 1], "labels": [8, 1], "choices": [[8], [3], [20]], "gold": 0},
+        {"input_ids": [11, 4, 1], "labels": [20, 6, 1], "choices": [[4, 5], [20, 6], [20, 7]], "gold": 1},
+        {"input_ids": [30, 31, 32, 33, 34, 35, 1], "labels": [9, 1], "choices": [[7, 1], [9, 1]], "gold": 1}]
 
 
-def reference(model, row, first_token):
+def log_likelihood(model, prompt, target):
+    """Log-probabilities of the tokens of one target, without padding."""
+    if model.config.is_encoder_decoder:
+        logits = model(input_ids=torch.tensor([prompt]), labels=torch.tensor([target])).logits[0]
+    else:
+        logits = model(input_ids=torch.tensor([[*prompt, *target]])).logits[0, len(prompt) - 1:-1]
+    return logits.double().log_softmax(1)[range(len(target)), target]
+
+
+def reference(model, row, margin):
     """Margin and its gradient by name, of one unpadded example, by plain autograd."""
     model.zero_grad()
-    logits = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).logits[0]
-    log_p = logits.double().log_softmax(1)[range(len(row["labels"])), row["labels"]]
-    log_p = log_p[0] if first_token else log_p.sum()
-    margin = log_p - torch.log(1 - log_p.exp())
-    margin.backward()
-    return float(margin), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    if margin == CHOICES:
+        scores = torch.stack([log_likelihood(model, row["input_ids"], ids).sum() for ids in row["choices"]])
+        right = torch.arange(len(scores)) == row["gold"]
+        value = scores[right][0] - scores[~right].logsumexp(0)
+    else:
+        log_p = log_likelihood(model, row["input_ids"], row["labels"])
+        log_p = log_p[0] if margin == FIRST_TOKEN else log_p.sum()
+        value = log_p - torch.log(1 - log_p.exp())
+    value.backward()
+    return float(value), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("first_token", [True, False])
-@pytest.mark.parametrize("make", [t5, untied, lora, bart])
-def test_equal_to_autograd_one_by_one(make, first_token):
+def decoder_only(kind):
+    def make():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **DECODER_ONLY[kind]))
+    make.__name__ = kind
+    return make
+
+
+def lora_llama():
+    import peft
+
+    return peft.get_peft_model(decoder_only("llama")(), peft.LoraConfig(task_type="CAUSAL_LM", r=2,
+                                                                        init_lora_weights=False))
+
+
+@pytest.mark.parametrize("margin", [FIRST_TOKEN, TARGET, CHOICES])
+@pytest.mark.parametrize("make", [t5, untied, lora, bart, *map(decoder_only, DECODER_ONLY), lora_llama],
+                         ids=lambda make: make.__name__)
+def test_equal_to_autograd_one_by_one(make, margin):
     model = make().eval()
-    found, values = Gradients(model)(ROWS, first_token)
+    found, values = of(model)(ROWS, margin)
     assert found.sizes.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     for i, row in enumerate(ROWS):
-        margin, expected = reference(model, row, first_token)
-        assert float(values[i, 0]) == pytest.approx(margin, abs=1e-4)
-        assert int(values[i, 2]) == len(row["labels"])
+        expected_value, expected = reference(model, row, margin)
+        assert float(values[i, 0]) == pytest.approx(expected_value, abs=1e-4)
+        assert int(values[i, 2]) == (1 if margin == CHOICES else len(row["labels"]))
         for name, gradient in expected.items():
             scale = max(float(g.abs().max()) for g in expected.values())
             assert torch.allclose(found.of(i)[name], gradient, atol=1e-4 * scale), name
@@ -81,7 +118,7 @@ def test_equal_to_autograd_one_by_one(make, first_token):
 
 def test_loss_of_the_other_tokens_completes_the_loss():
     model = t5().eval()
-    _, values = Gradients(model)(ROWS, True)
+    _, values = of(model)(ROWS, FIRST_TOKEN)
     for value, row in zip(values, ROWS, strict=True):
         whole = model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss
         total = np.logaddexp(0, -float(value[0])) + float(value[1])
@@ -92,15 +129,15 @@ def test_nothing_to_train():
     model = t5()
     model.requires_grad_(False)
     with pytest.raises(InputError, match="no parameter of the model takes a gradient"):
-        Gradients(model)
+        of(model)
 
 
 def test_scales_are_those_of_adam():
     """Known gradients: the scale is one over the root of their root mean square, over all parameters about 1."""
     model = t5()
-    of_model = Gradients(model)
-    scales = of_model.scales([(ROWS, True)])
-    by_name, values = of_model(ROWS, True)
+    of_model = of(model)
+    scales = of_model.scales([(ROWS, FIRST_TOKEN)])
+    by_name, values = of_model(ROWS, FIRST_TOKEN)
     weight = torch.sigmoid(-values[:, 0])
     squares = {}
     for i in range(len(ROWS)):
@@ -112,7 +149,7 @@ def test_scales_are_those_of_adam():
     model.shared.weight.requires_grad_(True)
     model.lm_head.weight.data.zero_()  # tied to the embedding: nothing depends on anything
     with pytest.raises(InputError, match="gradients of the model are zero"):
-        Gradients(model).scales([(ROWS, True)])
+        of(model).scales([(ROWS, FIRST_TOKEN)])
 
 
 # ---- projection ----------------------------------------------------------------------------------------------------
@@ -155,8 +192,8 @@ def test_projection_has_a_seed_and_scales():
 
 
 def test_rows_of_an_embedding_are_projected_as_the_whole():
-    of_model = Gradients(t5())
-    found, _ = of_model([*ROWS, {"input_ids": [5, 5, 5, 1], "labels": [5, 1]}], False)
+    of_model = of(t5())
+    found, _ = of_model([*ROWS, {"input_ids": [5, 5, 5, 1], "labels": [5, 1]}], TARGET)
     assert found.rows
     whole = {name: torch.stack([found.of(i)[name] for i in range(4)]) for name in found.sizes}
     for dim in (16, 400):
@@ -169,18 +206,18 @@ def test_rows_of_an_embedding_are_projected_as_the_whole():
 
 
 def test_broken_off_and_resumed(tmp_path):
-    of_model = Gradients(t5())
+    of_model = of(t5())
     projection = Projection(of_model.parameters, 16, 0)
     rows = ROWS * 4
     whole, broken = tmp_path / "whole.npy", tmp_path / "broken.npy"
-    assert sum(features.collect(whole, rows, True, of_model, projection, 2)) == len(rows)
-    collecting = features.collect(broken, rows, True, of_model, projection, 2)
+    assert sum(features.collect(whole, rows, TARGET, of_model, projection, 2)) == len(rows)
+    collecting = features.collect(broken, rows, TARGET, of_model, projection, 2)
     assert [next(collecting) for _ in range(3)] == [0, 2, 2]
     collecting.close()  # as a kill would end it: the rest of the array is still zero
     assert features.cost(broken)["done"] == 4
-    assert list(features.collect(broken, rows, True, of_model, projection, 2)) == [4, 2, 2, 2, 2]
+    assert list(features.collect(broken, rows, TARGET, of_model, projection, 2)) == [4, 2, 2, 2, 2]
     assert np.array_equal(np.load(whole), np.load(broken))
-    assert list(features.collect(broken, rows, True, of_model, projection, 2)) == [len(rows)]
+    assert list(features.collect(broken, rows, TARGET, of_model, projection, 2)) == [len(rows)]
     found = features.read_features(whole)
     assert found.features.shape == (12, 16)
     assert found.tokens[:3].tolist() == [2, 3, 2]
@@ -190,24 +227,23 @@ def test_broken_off_and_resumed(tmp_path):
 def test_no_finite_number(tmp_path):
     model = t5()
     model.shared.weight.data[5] = torch.nan
-    of_model = Gradients(model)
-    collecting = features.collect(tmp_path / "x.npy", ROWS, True, of_model, Projection(of_model.parameters, 8, 0), 1)
+    of_model = of(model)
+    collecting = features.collect(tmp_path / "x.npy", ROWS, TARGET, of_model, Projection(of_model.parameters, 8, 0), 1)
     with pytest.raises(InputError, match="no finite number"):
         list(collecting)
     assert features.cost(tmp_path / "x.npy")["done"] == 0
 
 
-def test_first_token_decides_only_where_it_tells_choices_apart():
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
-
-    def decides(choices):
-        prepared = SimpleNamespace(template=SimpleNamespace(answer_choices=choices))
-        return gradients.first_token_decides(prepared, tokenizer)
-
-    assert decides(("red", "green"))
-    assert not decides(("red words", "red"))  # both begin with the token of red
-    assert not decides(())
-    assert not decides("options")  # made of the row
+@pytest.mark.parametrize("choices, ids, scored, expected", [
+    (("red", "green"), [[5, 1], [6, 1]], False, FIRST_TOKEN),
+    (("red words", "red"), [[5, 7, 1], [5, 1]], False, TARGET),  # both begin with the token of red
+    (("red words", "red"), [[5, 7, 1], [5, 1]], True, CHOICES),
+    ("options", [[5], [6]], False, TARGET),  # made of the row
+    ((), [], True, TARGET),
+])
+def test_what_the_margin_is_of(choices, ids, scored, expected):
+    prepared = SimpleNamespace(template=SimpleNamespace(answer_choices=choices), dataset=[{"choices": ids}])
+    assert gradients.margin_of(prepared, scored) == expected
 
 
 # ---- fits ----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from src.training.flags import (
 
 # Every other flag, looked at one by one: it changes what a training gives, or might.
 WITH_EFFECT = frozenset(shlex.split("""
-    max_source_length max_target_length downsample validation_from_train mixing mixing_temperature model_name_or_path
+    max_source_length max_target_length downsample mixing mixing_temperature model_name_or_path
     train_lora lora_rank lora_alpha lora_dropout lora_target_modules train_prefix train_prompt_tuning
     num_virtual_tokens per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type
     lr_scheduler_kwargs warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon
@@ -32,6 +32,7 @@ WITH_EFFECT = frozenset(shlex.split("""
     batch_eval_metrics load_best_model_at_end early_stopping_patience ignore_data_skip full_determinism data_seed
     accelerator_config parallelism_config dataloader_drop_last remove_unused_columns label_names
     train_sampling_strategy length_column_name fsdp fsdp_config deepspeed resume_from_checkpoint sortish_sampler
+    model_dtype
     predict_with_generate generation_max_length generation_num_beams generation_config""")) | CHOICE_OF_MODEL
 
 FLAGS = shlex.split("""--do_train --do_eval --predict_with_generate --task_names demo_a1 demo_b1 --max_steps 10

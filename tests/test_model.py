@@ -10,7 +10,7 @@ from conftest import DEMO, ROOT
 
 from src.cli import InputError
 from src.training.flags import ModelArguments
-from src.training.model import load_model, load_tokenizer
+from src.training.model import load_family, load_model
 
 TINY = str(ROOT / "data/models/tiny-t5")
 LORA = {"lora_rank": 2, "lora_alpha": 8}
@@ -30,7 +30,7 @@ def adapter(tmp_path):
 
 def load(name, **flags):
     arguments = ModelArguments(str(name), **flags)
-    return load_model(arguments, "cache", len(load_tokenizer(arguments, "cache"))).eval()
+    return load_model(arguments, "cache", load_family(arguments, "cache")).eval()
 
 
 def logits(model):
@@ -53,11 +53,11 @@ def test_an_adapter_is_merged_or_trained_on(adapter):
 
 
 def test_the_tokenizer_is_the_adapters_where_it_has_one(adapter):
-    assert len(load_tokenizer(ModelArguments(str(adapter)), "cache")) == 315
-    own = load_tokenizer(ModelArguments(TINY), "cache")
+    assert len(load_family(ModelArguments(str(adapter)), "cache").tokenizer) == 315
+    own = load_family(ModelArguments(TINY), "cache").tokenizer
     own.add_tokens(["<new>"])
     own.save_pretrained(adapter)
-    assert len(load_tokenizer(ModelArguments(str(adapter)), "cache")) == 316
+    assert len(load_family(ModelArguments(str(adapter)), "cache").tokenizer) == 316
 
 
 @pytest.mark.parametrize(("flags", "message"), [
@@ -68,16 +68,16 @@ def test_the_tokenizer_is_the_adapters_where_it_has_one(adapter):
 ])
 def test_another_adapter_than_the_saved_one(adapter, flags, message):
     with pytest.raises(InputError, match=message):
-        load_tokenizer(ModelArguments(str(adapter), train_lora=True, **flags), "cache")
-    load_tokenizer(ModelArguments(str(adapter), train_lora=False, **flags), "cache")
+        load_family(ModelArguments(str(adapter), train_lora=True, **flags), "cache")
+    load_family(ModelArguments(str(adapter), train_lora=False, **flags), "cache")
 
 
 def test_flags_that_say_what_the_adapter_has(adapter):
-    load_tokenizer(ModelArguments(str(adapter), train_lora=True, lora_target_modules=["v", "q"], **LORA), "cache")
+    load_family(ModelArguments(str(adapter), train_lora=True, lora_target_modules=["v", "q"], **LORA), "cache")
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["q", "o"]}))
     with pytest.raises(InputError, match=r"--lora_target_modules q v: .* has --lora_target_modules o q"):
-        load_tokenizer(ModelArguments(str(adapter), train_lora=True, **LORA), "cache")
+        load_family(ModelArguments(str(adapter), train_lora=True, **LORA), "cache")
 
 
 def test_broken_adapters(adapter):
@@ -114,7 +114,7 @@ def test_no_code_of_a_model_is_run(tmp_path):
         "model_type": "mine", "auto_map": {"AutoConfig": "code.Config", "AutoModelForSeq2SeqLM": "code.Model"}}))
     (tmp_path / "model/code.py").write_text("raise SystemExit('the code was run')")
     with pytest.raises(InputError, match=r"trust_remote_code|custom code"):
-        load_tokenizer(ModelArguments(str(tmp_path / "model")), "cache")
+        load_family(ModelArguments(str(tmp_path / "model")), "cache")
 
 
 def test_training_goes_on_from_checkpoints(scratch):

@@ -3,13 +3,13 @@
 import pytest
 import torch
 import transformers
-from conftest import ROOT
+from conftest import ROOT, family_of
 
 from src.cli import InputError
 from src.tasks.catalogue import load_task
 from src.tasks.rows import select_rows
 from src.training.flags import ModelArguments, MultitaskArguments, TrainingArguments
-from src.training.model import load_model, load_tokenizer
+from src.training.model import load_family, load_model
 from src.training.tokenised import Preparer
 from src.training.trainer import Collator, Trainer, TrainingFailed
 
@@ -31,7 +31,7 @@ def prepared(tokenizer, tmp_path):
     """Training and validation rows of demo_a1 under its first template."""
     task = load_task("demo_a1", ROOT / "data/tasks")
     selected = select_rows(task, ["train", "validation"], ROOT / "data/splits/default", tmp_path, 0)
-    preparer = Preparer(tokenizer, tmp_path, 64, 8)
+    preparer = Preparer(family_of(tokenizer), tmp_path, 64, 8)
     return {role: preparer.prepare(selection, task.template(0)) for role, selection in selected.items()}
 
 
@@ -40,8 +40,8 @@ def make_trainer(tokenizer, prepared, folder, model=None, max_source_length=64, 
                 "predict_with_generate": True, "save_strategy": "no", "use_cpu": True} | changes
     data_args = MultitaskArguments(task_names=["demo_a1"], max_source_length=max_source_length, max_target_length=8)
     model = model or transformers.AutoModelForSeq2SeqLM.from_pretrained(ROOT / "data/models/tiny-t5")
-    return Trainer(model, tokenizer, TrainingArguments(**settings), data_args, prepared["train"].dataset,
-                   {"demo_a1": [prepared["validation"]]})
+    return Trainer(model, family_of(tokenizer, model.config), TrainingArguments(**settings), data_args,
+                   prepared["train"].dataset, {"demo_a1": [prepared["validation"]]})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -52,10 +52,10 @@ def test_families(family, adapter, tokenizer, prepared, tmp_path):
     transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     arguments = ModelArguments(str(tmp_path / "model"), **({adapter: True} if adapter else {}))
-    loaded = load_tokenizer(arguments, str(tmp_path))
-    model = load_model(arguments, str(tmp_path), len(loaded))
+    loaded = load_family(arguments, str(tmp_path))
+    model = load_model(arguments, str(tmp_path), loaded)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    trainer = make_trainer(loaded, prepared, tmp_path, model)
+    trainer = make_trainer(tokenizer, prepared, tmp_path, model)
     trainer.train()
     changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert changed and all("lora" in name for name in changed) == bool(adapter)
@@ -63,17 +63,17 @@ def test_families(family, adapter, tokenizer, prepared, tmp_path):
     assert 0 < scores["eval_loss"] < 20 and scores["eval_demo_a1_loss"] == scores["eval_demo_a1_0_loss"]
 
 
-def test_decoder_only_models_are_refused(tmp_path, tokenizer):
-    transformers.AutoConfig.for_model("gpt2", n_embd=8, n_layer=1, n_head=1).save_pretrained(tmp_path)
+def test_models_that_write_no_text_are_refused(tmp_path, tokenizer):
+    transformers.AutoConfig.for_model("bert", hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="gpt2 is no sequence-to-sequence model"):
-        load_tokenizer(ModelArguments(str(tmp_path)), str(tmp_path))
+    with pytest.raises(InputError, match=r"bert writes no text; allowed is .*T5.*GPT-2"):
+        load_family(ModelArguments(str(tmp_path)), str(tmp_path))
 
 
 def test_unknown_lora_module(tokenizer):
     arguments = ModelArguments(str(ROOT / "data/models/tiny-t5"), train_lora=True, lora_target_modules=["qq"])
     with pytest.raises(InputError, match="no linear layer 'qq'"):
-        load_model(arguments, "cache", len(tokenizer))
+        load_model(arguments, "cache", load_family(arguments, "cache"))
 
 
 def test_padding_to_fixed_shapes_gives_the_same_loss(tokenizer, prepared, tmp_path):
@@ -94,7 +94,7 @@ def test_evaluation_does_not_depend_on_batches(tokenizer, prepared, tmp_path):
     for size, longest in ((1, 12), (3, 64), (300, 512)):
         trainer = make_trainer(tokenizer, prepared, tmp_path, per_device_eval_batch_size=size,
                                max_source_length=longest)
-        trainer._gen_kwargs = {"max_length": 8}
+        trainer._gen_kwargs = {"max_new_tokens": 8}
         loader = trainer._evaluation_loader(prepared["validation"])
         batches.append([batch["input_ids"].shape[0] for batch in loader])
         assert sum(batches[-1]) == 300
@@ -127,11 +127,11 @@ def test_fixed_shapes_are_each_sides_own(tokenizer, prepared, tmp_path):
     """Targets are padded to their own length, and may be longer than the longest input."""
     trainer = make_trainer(tokenizer, prepared, tmp_path)
     rows = [{"input_ids": [5, 6, 1], "labels": [7] * 9}, {"input_ids": [5, 1], "labels": [7, 1]}]
-    fixed = Collator(tokenizer, trainer.model, (4, 12))(rows)
+    fixed = Collator(trainer.family, trainer.model, (4, 12))(rows)
     assert fixed["input_ids"].shape == (2, 4) and fixed["labels"].shape == (2, 12)
     assert fixed["attention_mask"].sum(1).tolist() == [3, 2] and (fixed["labels"] != -100).sum(1).tolist() == [9, 2]
     assert fixed["decoder_input_ids"].shape == (2, 12)
-    rounded = Collator(tokenizer, trainer.model, multiple=8)(rows)
+    rounded = Collator(trainer.family, trainer.model, multiple=8)(rows)
     assert rounded["input_ids"].shape == (2, 8) and rounded["labels"].shape == (2, 16)
 
 

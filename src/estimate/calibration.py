@@ -44,9 +44,10 @@ def true_losses(experiment: Experiment, options: EstimateArguments, command_line
     if not experiment.results.is_without_scores("valid"):
         scores = read_scores(folder, config_hash=options.config_hash, statuses=("completed",),
                              content_hash=options.content_hash)
-        for row in scores[scores["metric"] == "loss"].itertuples():
+        metrics = {item.name: experiment.loss_metric(item) for item in experiment.items}
+        for row in scores.itertuples():
             members = subset(row.trained_on.split())
-            if row.item in members and set(members) <= set(names):
+            if row.metric == metrics.get(row.item) and row.item in members and set(members) <= set(names):
                 found.setdefault(members, {})[row.item] = row.value
     if not found:
         raise InputError(f"{folder} holds no subset of these items that was truly trained, which would tell how long a "

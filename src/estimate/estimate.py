@@ -157,9 +157,11 @@ class Estimate:
             if item.name not in by_item:
                 continue
             loss, right = by_item[item.name]
-            values = {"loss": loss[0] * chosen.scale(item.name)}
-            if all(template.answer_choices for template in item.templates):
-                values |= {metric: right[0] for metric in ("exact_match", "accuracy") if metric in item.metrics}
+            metric = self.experiment.loss_metric(item)
+            values = {metric: loss[0] * chosen.scale(item.name)}
+            if item.has_choices:
+                names = ("choice_accuracy",) if metric == "choice_loss" else ("exact_match", "accuracy")
+                values |= {name: right[0] for name in names if name in self.experiment.metrics(item)}
             count = sum(len(entry.dataset) for entry in data["validation"][item.name])
             for metric, value in values.items():
                 yield start.row(item, record) | {
@@ -169,7 +171,7 @@ class Estimate:
 
     def _say_what_next(self) -> None:
         name = self.results.save_name
-        choices = all(template.answer_choices for item in self.experiment.items for template in item.templates)
+        choices = all(item.has_choices for item in self.experiment.items)
         print(f"written: {len(self.subsets)} estimated subsets in {self.results.runs_csv}. Next:\n"
               f"  python -m src.cluster --save_name {name}{'' if choices else ' --metric loss'}\n"
               f"  python -m src.estimate compare --save_name {self.save_name}")

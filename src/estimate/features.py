@@ -1,11 +1,11 @@
 """Per-example gradients at one point of training, and the small fits that stand in for training on a subset.
 
-For each example the margin f = log p / (1 - p), the log-odds of its target, and the gradient g of f with respect to the
-trained parameters, projected to a few hundred numbers. Near the point where they were taken, training moves the margin
-of an example to f + <g, w>; so a subset's training becomes a logistic regression in w, which takes milliseconds: Li,
-Sharma and Zhang, "Scalable Multitask Learning Using Gradient-based Estimation of Task Affinity", 2024 (arXiv
-2409.06091); Li, Zhang, Wang and Zhang, "Scalable Fine-tuning from Multiple Data Sources: A First-Order Approximation
-Approach", 2024 (arXiv 2409.19458).
+For each example the margin f = log p / (1 - p), the log-odds of its target (or of the right answer choice), and the
+gradient g of f with respect to the trained parameters, projected to a few hundred numbers. Near the point where they
+were taken, training moves the margin of an example to f + <g, w>; so a subset's training becomes a logistic regression
+in w, which takes milliseconds: Li, Sharma and Zhang, "Scalable Multitask Learning Using Gradient-based Estimation of
+Task Affinity", 2024 (arXiv 2409.06091); Li, Zhang, Wang and Zhang, "Scalable Fine-tuning from Multiple Data Sources: A
+First-Order Approximation Approach", 2024 (arXiv 2409.19458).
 """
 
 import json
@@ -21,14 +21,14 @@ import numpy as np
 import torch
 
 from src.cli import InputError
-from src.estimate.gradients import Gradients, Projection, fingerprint, first_token_decides, rows_at_once
+from src.estimate.gradients import Gradients, Projection, fingerprint, margin_of, rows_at_once
 from src.files import locked, write_whole
 from src.identity import short_hash
 from src.training.experiment import Data, Experiment
 from src.training.tokenised import Prepared
 
 log = logging.getLogger(__name__)
-FORMAT = 1  # of the stored arrays
+FORMAT = 2  # of the stored arrays
 COLUMNS = 3  # of a stored row, before its features: margin, loss of the other target tokens, target tokens
 SAMPLE = 256  # training rows from which the scale of each parameter's gradient is estimated
 
@@ -51,8 +51,8 @@ class Part:
     role: str
     item: str
     prepared: Prepared
-    rows: list[dict]  # input_ids, labels
-    first_token: bool  # whether the first token of the target tells the answer choices apart
+    rows: list[dict]  # input_ids, labels, choices, gold
+    margin: str  # what the margin is of: see `margin_of`
 
 
 class Collection:
@@ -69,11 +69,11 @@ class Collection:
         self.args, self.dim = experiment.training, dim
         self.folder = Path(experiment.data.cache_dir) / "gradients"
         self.room = self.args.per_device_train_batch_size * experiment.data.max_source_length  # tokens
-        self.data, self.gradients, self.at_once = data, Gradients(model), rows_at_once(model)
+        self.data, self.gradients, self.at_once = data, Gradients(model, experiment.family), rows_at_once(model)
         self.parts = [
-            Part(role, item, entry, sorted(entry.dataset.select_columns(["input_ids", "labels"]).to_list(),
+            Part(role, item, entry, sorted(entry.dataset.remove_columns("references").to_list(),
                                            key=lambda row: len(row["input_ids"]), reverse=True),
-                 first_token_decides(entry, experiment.tokenizer))
+                 margin_of(entry, experiment.training.score_choices))
             for role, by_item in data.items() for item, entries in by_item.items() for entry in entries]
 
     def run(self) -> tuple[dict[str, dict[str, list[Features]]], dict[str, float]]:
@@ -90,9 +90,9 @@ class Collection:
         with Progress(disable=self.args.disable_tqdm or not sys.stderr.isatty(), transient=True) as bar:
             task = bar.add_task("gradients", total=sum(len(part.rows) for part in self.parts))
             for part in self.parts:
-                key = short_hash([*common, part.prepared.key])
+                key = short_hash([*common, part.prepared.key, part.margin])
                 path = self.folder / f"{part.prepared.template.item}-{part.role}-{key}.npy"
-                for done in collect(path, part.rows, part.first_token, self.gradients, projection,
+                for done in collect(path, part.rows, part.margin, self.gradients, projection,
                                     self._batch_size(part)):
                     bar.advance(task, done)
                 for name in costs:
@@ -107,7 +107,7 @@ class Collection:
         """As many rows, of which the first is the longest, as take no more room than a training batch of long ones."""
         return max(1, min(self.at_once, self.room // len(part.rows[0]["input_ids"])))
 
-    def _sample(self) -> Iterator[tuple[list[dict], bool]]:
+    def _sample(self) -> Iterator[tuple[list[dict], str]]:
         """Batches of training rows of all items, as many of each as of any other."""
         train = [part for part in self.parts if part.role == "train"]
         for part in train:
@@ -115,16 +115,16 @@ class Collection:
             drawn = random.Random(f"scales {self.args.seed}").sample(part.rows, count)
             size = self._batch_size(part)
             for start in range(0, count, size):
-                yield drawn[start:start + size], part.first_token
+                yield drawn[start:start + size], part.margin
 
 
-def collect(path: Path, rows: Sequence[dict], first_token: bool, gradients: Gradients, projection: Projection,
+def collect(path: Path, rows: Sequence[dict], margin: str, gradients: Gradients, projection: Projection,
             batch_size: int) -> Iterator[int]:
     """Write margins and projected gradients of `rows` to `path` (.npy, memory-mapped), from where it was broken off.
 
     Args:
         path: its name holds a hash of all that decides the content.
-        rows: with input_ids and labels, in an order that puts rows of like length together.
+        rows, margin: as `Gradients` takes them; rows in an order that puts rows of like length together.
 
     Yields:
         the number of rows done at each step, those of an earlier collection first.
@@ -140,7 +140,7 @@ def collect(path: Path, rows: Sequence[dict], first_token: bool, gradients: Grad
             done = state["done"]
             batch = [rows[i] for i in range(done, min(done + batch_size, len(rows)))]
             try:
-                found = _projected(gradients, projection, batch, first_token)
+                found = _projected(gradients, projection, batch, margin)
             except torch.OutOfMemoryError:
                 if batch_size == 1:
                     raise
@@ -159,9 +159,9 @@ def collect(path: Path, rows: Sequence[dict], first_token: bool, gradients: Grad
             yield len(batch)
 
 
-def _projected(gradients: Gradients, projection: Projection, batch: Sequence[dict], first_token: bool) -> np.ndarray:
+def _projected(gradients: Gradients, projection: Projection, batch: Sequence[dict], margin: str) -> np.ndarray:
     # A function of its own, so that one batch's gradients are freed before the next one's are taken.
-    by_name, values = gradients(batch, first_token)
+    by_name, values = gradients(batch, margin)
     return torch.cat([values, projection(by_name)], 1).cpu().numpy()
 
 

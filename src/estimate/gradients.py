@@ -10,9 +10,13 @@ import torch
 from torch.func import functional_call, grad, vmap
 
 from src.cli import InputError
+from src.training.families import IGNORED
 
 if TYPE_CHECKING:
+    from src.training.families import Family
     from src.training.tokenised import Prepared
+
+TARGET, FIRST_TOKEN, CHOICES = "target", "first token", "choices"  # what the margin of an example is of
 
 BATCH = 64  # examples whose gradients are taken at once, at most
 COPIES = 4  # of an example's gradient that are in memory at the same time, at most
@@ -51,13 +55,39 @@ def rows_at_once(model) -> int:
     return min(count, BATCH)
 
 
-def first_token_decides(prepared: "Prepared", tokenizer) -> bool:
-    """Whether the first token of the target tells the answer choices apart."""
+def margin_of(prepared: "Prepared", score_choices: bool) -> str:
+    """What the margin of these rows is: of the right one among the answer CHOICES, where they are scored; of the
+    target's FIRST_TOKEN, where that tells fixed choices apart; or of the whole TARGET."""
     choices = prepared.template.answer_choices
-    if not choices or isinstance(choices, str):
-        return False
-    first = [ids[0] for ids in tokenizer(text_target=list(choices), verbose=False)["input_ids"]]
-    return len(set(first)) == len(first)
+    if not choices:
+        return TARGET
+    if score_choices:
+        return CHOICES
+    first = [ids[0] for ids in prepared.dataset[0]["choices"]]
+    return FIRST_TOKEN if not isinstance(choices, str) and len(set(first)) == len(first) else TARGET
+
+
+def _value(margin: str, logits: Sequence[torch.Tensor], labels: Sequence[torch.Tensor],
+           gold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Margin of one example, and the loss of the target tokens beside it.
+
+    Args:
+        logits, labels: (t, vocabulary) and (t,), of the target or of each answer choice.
+    """
+    chosen = [one.gather(1, ids.clamp(min=0)[:, None])[:, 0] for one, ids in zip(logits, labels, strict=True)]
+    losses = [(one.logsumexp(1) - right) * (ids != IGNORED)
+              for one, right, ids in zip(logits, chosen, labels, strict=True)]
+    if margin == CHOICES:
+        scores = -torch.stack([loss.sum() for loss in losses])
+        scores = scores.masked_fill(torch.stack([ids[0] == IGNORED for ids in labels]), -torch.inf)
+        right = torch.arange(len(scores), device=scores.device) == gold
+        f = scores.masked_fill(~right, 0).sum() - scores.masked_fill(right, -torch.inf).logsumexp(0)
+        return f, torch.zeros_like(f)
+    if margin == FIRST_TOKEN:
+        others = logits[0][0].scatter(0, labels[0][:1], -torch.inf)
+        return chosen[0][0] - others.logsumexp(0), losses[0][1:].sum()
+    total = losses[0].sum().clamp(min=1e-6)  # log p / (1 - p) with log p = -total
+    return -total - torch.log(-torch.expm1(-total)), torch.zeros_like(total)
 
 
 @dataclass(frozen=True)
@@ -84,76 +114,89 @@ class Gradients:
     Without dropout, in float32, with the attention mask as a term to add: the form that `vmap` can follow.
     """
 
-    def __init__(self, model):
-        self.model = model.eval()
+    def __init__(self, model, family: "Family"):
+        self.model, self.family = model.float().eval(), family
         self.model.set_attn_implementation("eager")  # the fused one has no rule for vmap and falls back to a loop
         self.parameters = trained_parameters(model)
         self.device = next(iter(self.parameters.values())).device
         self.sizes = {name: value.shape for name, value in self.parameters.items()}
-        # An embedding's gradient is nearly all zeros: where the model takes embedded tokens, only what is not is made.
-        weight = model.get_input_embeddings().weight
-        names = [name for name, value in model.named_parameters() if value is weight and name in self.parameters]
-        parts = model.get_encoder(), model.get_decoder()
-        shared = all(part.get_input_embeddings().weight is weight for part in parts)
-        self.embedding = names[0] if names and shared and model.config.model_type in TAKES_EMBEDDED else None
-        tied = model.get_output_embeddings().weight is weight
+        self.embedding = self._embedding()
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         self._whole = {name: value for name, value in self.parameters.items() if tied or name != self.embedding}
 
-    def __call__(self, batch: Sequence[dict], first_token: bool) -> tuple[PerExample, torch.Tensor]:
-        """Gradients, and (b, 3): margin, loss of the other target tokens, number of target tokens.
+    def _embedding(self) -> str | None:
+        """Name of the trained embedding where the model takes embedded tokens for both its parts: its gradient is
+        nearly all zeros, and only what is not is made."""
+        if self.model.config.model_type not in TAKES_EMBEDDED:
+            return None
+        weight = self.model.get_input_embeddings().weight
+        parts = self.model.get_encoder(), self.model.get_decoder()
+        if any(part.get_input_embeddings().weight is not weight for part in parts):
+            return None
+        return next((name for name, value in self.model.named_parameters()
+                     if value is weight and name in self.parameters), None)
+
+    def __call__(self, rows: Sequence[dict], margin: str) -> tuple[PerExample, torch.Tensor]:
+        """Gradients, and (b, 3): margin, loss of the other target tokens, number of target tokens (of choices: 1).
 
         Args:
-            batch: rows with input_ids and labels.
-            first_token: whether the margin is that of the target's first token alone, or of the whole target.
+            rows: with input_ids and labels, for CHOICES choices and gold, too.
+            margin: TARGET, FIRST_TOKEN or CHOICES.
         """
-        ids, mask = self._padded([row["input_ids"] for row in batch], 0)
-        labels, given = self._padded([row["labels"] for row in batch], -100)
-        blocked = (~mask).float()[:, None, None, :] * torch.finfo(torch.float32).min
-        shifted, inputs = None, {"input_ids": ids, "labels": labels}
+        batches, fixed = self._batches(rows, margin)
+        gold = torch.tensor([row.get("gold", 0) for row in rows], device=self.device)
+        embedded = [{} for _ in batches]
         if self.embedding:
-            shifted = self.model.prepare_decoder_input_ids_from_labels(labels)
             with torch.no_grad():
                 embed = self.model.get_input_embeddings()
-                inputs = {"inputs_embeds": embed(ids), "decoder_inputs_embeds": embed(shifted)}
+                embedded = [{"inputs_embeds": embed(batch["input_ids"]),
+                             "decoder_inputs_embeds": embed(batch["decoder_input_ids"])} for batch in batches]
 
-        def margin(parameters, inputs, blocked, labels):
-            logits = functional_call(self.model, parameters, (), {
-                **{name: value[None] for name, value in inputs.items()}, "attention_mask": blocked[None],
-                "use_cache": False}).logits[0].float()
-            target = labels.clamp(min=0)[:, None]
-            chosen = logits.gather(1, target)[:, 0]
-            loss = (logits.logsumexp(1) - chosen) * (labels >= 0)
-            if first_token:
-                others = logits[0].scatter(0, target[0], -torch.inf)
-                f, rest = chosen[0] - others.logsumexp(0), loss[1:].sum()
-            else:
-                total = loss.sum().clamp(min=1e-6)  # log p / (1 - p) with log p = -total
-                f, rest = -total - torch.log(-torch.expm1(-total)), torch.zeros_like(total)
-            return f, torch.stack([f, rest])
+        def value(parameters, embedded, batches, gold):
+            logits = []
+            for vectors, batch in zip(embedded, batches, strict=True):
+                ids = {} if vectors else {name: batch[name] for name in batch if name.endswith("input_ids")}
+                rest = {name: batch[name] for name in batch if not name.endswith("input_ids")}
+                inputs = {name: tensor[None] for name, tensor in (vectors | ids | rest).items()} | fixed
+                logits.append(self.family.target_logits(
+                    lambda **given: functional_call(self.model, parameters, (), given), inputs)[0][0].float())
+            f, other = _value(margin, logits, [batch["labels"] for batch in batches], gold)
+            return f, torch.stack([f, other])
 
-        taken = grad(margin, (0, 1) if self.embedding else 0, has_aux=True)
-        found, values = vmap(taken, (None, 0, 0, 0))(self._whole, inputs, blocked, labels)
-        rows = {}
+        taken = grad(value, (0, 1) if self.embedding else 0, has_aux=True)
+        found, values = vmap(taken, (None, 0, 0, 0))(self._whole, embedded, batches, gold)
+        of_rows = {}
         if self.embedding:
-            found, embedded = found
-            rows[self.embedding] = torch.cat([ids, shifted], 1), torch.cat(list(embedded.values()), 1)
-        return PerExample(found, rows, self.sizes), torch.cat([values, given.sum(1, keepdim=True)], 1)
+            found, vectors = found
+            ids = [batch[name] for batch in batches for name in ("input_ids", "decoder_input_ids")]
+            vectors = [one[name] for one in vectors for name in ("inputs_embeds", "decoder_inputs_embeds")]
+            of_rows[self.embedding] = torch.cat(ids, 1), torch.cat(vectors, 1)
+        tokens = torch.ones_like(gold) if margin == CHOICES else (batches[0]["labels"] != IGNORED).sum(1)
+        return PerExample(found, of_rows, self.sizes), torch.cat([values, tokens[:, None]], 1)
 
-    def _padded(self, rows: Sequence[Sequence[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(map(len, rows))
-        values = torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows], device=self.device)
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        return values, torch.arange(width, device=self.device) < lengths[:, None]
+    def _batches(self, rows: Sequence[dict], margin: str) -> tuple[list[dict], dict]:
+        """The tensors of the rows under their targets, or under each of their answer choices; and what is no tensor."""
+        prompts, targets = ([row[name] for row in rows] for name in ("input_ids", "labels"))
+        several = [targets]
+        if margin == CHOICES:
+            most = max(len(row["choices"]) for row in rows)
+            several = [[row["choices"][k] if k < len(row["choices"]) else [] for row in rows] for k in range(most)]
+        widths = max(map(len, prompts)), max(len(ids) for targets in several for ids in targets)
+        batches = [self.family.for_vmap(self.family.collate(self.model, prompts, targets, widths))
+                   for targets in several]
+        fixed = {name: value for name, value in batches[0].items() if not torch.is_tensor(value)}
+        return [{name: value.to(self.device) for name, value in batch.items() if name not in fixed}
+                for batch in batches], fixed
 
-    def scales(self, batches: Sequence[tuple[Sequence[dict], bool]]) -> dict[str, torch.Tensor]:
+    def scales(self, batches: Sequence[tuple[Sequence[dict], str]]) -> dict[str, torch.Tensor]:
         """What each parameter's gradient is multiplied by, so that plain descent moves like Adam from a fresh start.
 
         Adam divides the step by the root mean square r of the gradient; in the inner product of two gradients each of
         them is divided by the root of r. r is taken over the loss of the examples of `batches`.
         """
         squares = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
-        for batch, first_token in batches:
-            gradients, values = self(batch, first_token)
+        for batch, margin in batches:
+            gradients, values = self(batch, margin)
             weight = torch.sigmoid(-values[:, 0])  # the loss log(1 + exp(-f)) changes by -(1 - p) times the margin
             for i in range(len(batch)):
                 for name, gradient in gradients.of(i).items():

@@ -30,7 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
     show.add_argument("--split", choices=SPLITS, default="train", help="split the rows are of (default: %(default)s)")
     show.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="folder of local rows (default: %(default)s)")
     show.add_argument("--cache_dir", default=DEFAULT_CACHE_DIR, help="folder for downloads (default: %(default)s)")
-    show.add_argument("--model_name_or_path", help="count tokens with this model's tokenizer")
+    show.add_argument("--model_name_or_path", help="show exactly what this model reads and is trained to write")
+    show.add_argument("--ids", action="store_true", help="with a model: show token ids, too")
+    show.add_argument("--chat_template", default="auto", help="as in training: auto, none, a file (default: auto)")
+    show.add_argument("--system_prompt", help="as in training (default: what the chat template says by itself)")
+    show.add_argument("--source_prefix", default="", help="as in training (default: nothing)")
     check = command("check", "Load every task file; render every local row of every task under every template.")
     check.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="folder of local rows (default: %(default)s)")
     args = parser.parse_args(arguments)
@@ -55,12 +59,13 @@ def _show(args) -> int:
     templates = [task.template(index) for index in indices]
     if args.rows < 1:
         raise InputError(f"--rows {args.rows} must be at least 1")
-    tokenizer = None
+    family = None
     if args.model_name_or_path:
         from src.training.flags import ModelArguments
-        from src.training.model import load_tokenizer
+        from src.training.model import load_family
 
-        tokenizer = load_tokenizer(ModelArguments(args.model_name_or_path), args.cache_dir)
+        family = load_family(ModelArguments(args.model_name_or_path, chat_template=args.chat_template,
+                                            system_prompt=args.system_prompt), args.cache_dir, args.source_prefix)
     rows = find_rows(task, args.split, args.data_dir, args.cache_dir)
     if rows is None:
         raise InputError(f"--split {args.split}: task '{task.name}' has no such split with labels")
@@ -75,8 +80,12 @@ def _show(args) -> int:
                 print(f"left out: {error}")
                 continue
             for kind, text in (("input", rendered.input), ("target", rendered.target)):
-                count = f" [{len(tokenizer(text).input_ids)} tokens]" if tokenizer else ""
-                print(f"{kind}{count}: {text}")
+                if family is None:
+                    print(f"{kind}: {text}")
+                    continue
+                ids = (family.prompts if kind == "input" else family.targets)([text])[0]
+                print(f"{kind} [{len(ids)} tokens]: {family.tokenizer.decode(ids)}"
+                      + (f"\n{kind} ids: {' '.join(map(str, ids))}" if args.ids else ""))
             if rendered.references != (rendered.target,):
                 print(f"accepted: {' | '.join(rendered.references)}")
     return 0

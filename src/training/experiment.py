@@ -152,6 +152,10 @@ class Experiment:
         names = (*item.metrics, "loss", "gen_len") if self.training.predict_with_generate else ("loss",)
         return names + CHOICE_METRICS if self.training.score_choices and item.has_choices else names
 
+    def loss_metric(self, item: Item) -> str:
+        """The metric that is an item's loss: that among its answer choices where they are scored, else of a token."""
+        return "choice_loss" if "choice_loss" in self.metrics(item) else "loss"
+
     def rows(self, selections: dict[str, dict[str, Selection]]) -> Data:
         """Tokenise the rows of every role that is asked for; raise InputError where choices cannot be scored."""
         data = {role: {item.name: [self.preparer.prepare(selections[item.name][role], template)
@@ -169,7 +173,7 @@ class Experiment:
         """Raise InputError for what can be known to be wrong before a model is loaded or anything is written."""
         if self.training.score_choices and not any(item.has_choices for item in self.items):
             raise InputError("--score_choices True: none of the items has answer choices")
-        self._check_best_metric(self.training.metric_for_best_model)
+        _check_best_metric(self)
         self.results.check_writable()
         check_writable(f"--output_dir {self.training.output_dir}", Path(self.training.output_dir).absolute())
         check_model(self.model, self.family, self.training.do_train, self.data.cache_dir)
@@ -178,16 +182,17 @@ class Experiment:
             self.model.model_name_or_path, self.data.max_source_length,
             max(self.data.max_target_length, self.training.generation_max_length or 0), virtual)
 
-    def _check_best_metric(self, name: str | None) -> None:
-        if name is None:
-            return
-        allowed = {f"eval_{metric}" for item in self.items for metric in self.metrics(item)}
-        allowed |= {f"eval_{name}_{metric}" for item in self.items for metric in self.metrics(item)
-                    for name in (item.name, *(template.item for template in item.templates))}
-        if f"eval_{name.removeprefix('eval_')}" not in allowed:
-            raise InputError(
-                f"--metric_for_best_model {name}: no such metric among those of the chosen tasks; "
-                f"{did_you_mean(name, sorted(allowed, key=lambda n: (n.count('_'), n)), shown=len(allowed))}")
+
+def _check_best_metric(experiment: Experiment) -> None:
+    name = experiment.training.metric_for_best_model
+    if name is None:
+        return
+    allowed = {f"eval_{metric}" for item in experiment.items for metric in experiment.metrics(item)}
+    allowed |= {f"eval_{name}_{metric}" for item in experiment.items for metric in experiment.metrics(item)
+                for name in (item.name, *(template.item for template in item.templates))}
+    if f"eval_{name.removeprefix('eval_')}" not in allowed:
+        raise InputError(f"--metric_for_best_model {name}: no such metric among those of the chosen tasks; "
+                         f"{did_you_mean(name, sorted(allowed, key=lambda n: (n.count('_'), n)), shown=len(allowed))}")
 
 
 def report_data(data: Data) -> None:

@@ -4,6 +4,7 @@ A family is chosen once, from the model's config, and held by all who need one: 
 the gradients. Nothing else asks what kind a model is of.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from transformers.models.auto import modeling_auto
 
 from src.cli import InputError
 from src.files import read_text
+from src.identity import short_hash
 
 IGNORED = -100  # label of a position that is no target
 TODAY = datetime(2024, 7, 26)  # what chat templates are told that ask for the date: results must not depend on it
@@ -53,7 +55,7 @@ class Family:
 
     def __init__(self, config, tokenizer, generation: GenerationConfig, frame: Frame):
         self.config, self.tokenizer, self.frame = config, tokenizer, frame
-        self.ends = _ends(tokenizer, generation)
+        self.ends, self._special = _ends(tokenizer, generation), set(tokenizer.all_special_ids)
         self.filler = self.ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         # Where a text is cut, its last tokens stay: what stands between input and target, and what ends them.
         self.end_of_prompt, self.end_of_target = self._end_of_prompt(), len(self.targets(["a"])[0]) - len(
@@ -64,6 +66,13 @@ class Family:
     def key(self) -> list:
         """What the family adds to the texts, for names of what was made with it."""
         return [type(self).__name__, *vars(self.frame).values()]
+
+    @functools.cached_property
+    def tokenizer_hash(self) -> str:
+        """Of all that decides how the tokenizer divides a text."""
+        backend, name = getattr(self.tokenizer, "backend_tokenizer", None), type(self.tokenizer).__name__
+        return short_hash([name, backend.to_str() if backend else [
+            sorted(self.tokenizer.get_vocab().items()), repr(self.tokenizer.init_kwargs)]], 16)
 
     # ---- texts to ids ----------------------------------------------------------------------------------------------
 
@@ -77,6 +86,26 @@ class Family:
 
     def _end_of_prompt(self) -> int:
         raise NotImplementedError
+
+    # ---- ids to texts ----------------------------------------------------------------------------------------------
+
+    def is_unwritable(self, ids: Sequence[int]) -> bool:
+        """Whether a special token, the unknown one among them, stands inside a target: decoded, it will be missing."""
+        unknown = {self.tokenizer.unk_token_id} - set(self.ends)
+        text = [i for i, token in enumerate(ids) if token not in self._special or token in unknown]
+        return bool(text) and any(token in self._special for token in ids[text[0]:text[-1] + 1])
+
+    def written(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[str]:
+        """Each text as a model that generates its `ids` would write it; what it cannot write stays as it is."""
+        decoded = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [text if self.is_unwritable(of_text) else written.strip()
+                for text, of_text, written in zip(texts, ids, decoded, strict=True)]
+
+    def as_generated(self, references: Sequence[Sequence[str]]) -> list[list[str]]:
+        """Accepted answers after the way through the tokenizer that a prediction has gone, too."""
+        flat = list(dict.fromkeys(text for of_row in references for text in of_row))
+        written = dict(zip(flat, self.written(flat, self.targets(flat)), strict=True))
+        return [list(dict.fromkeys(written[text] or text for text in of_row)) for of_row in references]
 
     # ---- ids to tensors --------------------------------------------------------------------------------------------
 

@@ -62,12 +62,7 @@ class Preparer:
         self.folder = Path(cache_dir) / "tokenised"
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
         self.overwrite_cache = overwrite_cache
-        tokenizer = family.tokenizer
-        self._special, self._unknown = set(tokenizer.all_special_ids), {tokenizer.unk_token_id} - set(family.ends)
         self._written: set[str] = set()  # --overwrite_cache builds each file once, not once for each run
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._tokenizer_hash = short_hash([type(tokenizer).__name__, backend.to_str() if backend else
-                                      [sorted(tokenizer.get_vocab().items()), repr(tokenizer.init_kwargs)]], 16)
 
     def prepare(self, selection: Selection, template: Template) -> Prepared:
         """Return `selection` under `template`, tokenised; evaluation rows sorted by input length, longest first:
@@ -78,8 +73,8 @@ class Preparer:
         """
         import datasets
 
-        key = short_hash([FORMAT, selection.key, template.hash, template.item, self._tokenizer_hash, self.family.key,
-                          self.max_source_length, self.max_target_length], 16)
+        key = short_hash([FORMAT, selection.key, template.hash, template.item, self.family.tokenizer_hash,
+                          self.family.key, self.max_source_length, self.max_target_length], 16)
         data = self.folder / f"{template.item}-{selection.role}-{key}.arrow"
         meta = data.with_suffix(".json")
         if not meta.exists() or (self.overwrite_cache and key not in self._written):
@@ -116,7 +111,7 @@ class Preparer:
         """Tokens of the longest answer choice; raise InputError where the tokenizer writes two of them alike."""
         choices = template.answer_choices
         ids = self.family.targets(choices)
-        if alike := colliding(self._written_as(choices, ids)):
+        if alike := colliding(self.family.written(choices, ids)):
             raise InputError(f"{selection.task.path}: template {template.index} ({template.name}): this model's "
                              f"tokenizer writes two of the answer choices {' | '.join(choices)} as '{alike[0]}' "
                              f"and '{alike[1]}', which no metric tells apart")
@@ -143,11 +138,11 @@ class Preparer:
                         continue
                     inputs = self.family.prompts([r.input for r in rendered])
                     labels = self.family.targets([r.target for r in rendered])
-                    counts["unwritable_targets"] += sum(map(self._is_unwritable, labels))
+                    counts["unwritable_targets"] += sum(map(self.family.is_unwritable, labels))
                     references = [list(r.references) for r in rendered]
                     if selection.role != "train":
-                        references = self._as_generated(references)
-                    choices, gold = self._choices(rendered)
+                        references = self.family.as_generated(references)
+                    choices, gold = _choices(self.family, rendered)
                     counts["shortened_inputs"] += self._shorten(template, rendered, inputs)
                     counts["cut_inputs"] += _cut(inputs, self.max_source_length, self.family.end_of_prompt)
                     counts["cut_targets"] += _cut(labels, self.max_target_length, self.family.end_of_target)
@@ -186,35 +181,19 @@ class Preparer:
             inputs[i] = ids
         return len(shorter)
 
-    def _is_unwritable(self, ids: list[int]) -> bool:
-        """Whether a special token, the unknown one among them, stands inside a text: decoded, it will be missing."""
-        text = [i for i, token in enumerate(ids) if token not in self._special or token in self._unknown]
-        return bool(text) and any(token in self._special for token in ids[text[0]:text[-1] + 1])
 
-    def _written_as(self, texts: Sequence[str], ids: list[list[int]]) -> list[str]:
-        """Each text as a model that generates its `ids` would write it; what it cannot write stays as it is."""
-        decoded = self.family.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [text if self._is_unwritable(of_text) else written.strip()
-                for text, of_text, written in zip(texts, ids, decoded, strict=True)]
+def _choices(family: Family, rendered: list[Rendered]) -> tuple[list[list[list[int]]], list[int]]:
+    """Token ids of each row's answer choices, and the position of its target among them, -1 where it is none.
 
-    def _as_generated(self, references: list[list[str]]) -> list[list[str]]:
-        """Accepted answers after the way through the tokenizer that a prediction has gone, too."""
-        flat = list(dict.fromkeys(text for of_row in references for text in of_row))
-        written = dict(zip(flat, self._written_as(flat, self.family.targets(flat)), strict=True))
-        return [list(dict.fromkeys(written[text] or text for text in of_row)) for of_row in references]
-
-    def _choices(self, rendered: list[Rendered]) -> tuple[list[list[list[int]]], list[int]]:
-        """Token ids of each row's answer choices, and the position of its target among them, -1 where it is none.
-
-        The tokens that end a target count only where one choice begins another, and then for all of them.
-        """
-        known: dict[tuple[str, ...], list[list[int]]] = {}
-        for choices in {row.choices for row in rendered if row.choices}:
-            ids = self.family.targets(choices, closed=False)
-            begins = any(one is not other and other[:len(one)] == one for one in ids for other in ids)
-            known[choices] = self.family.targets(choices) if begins else ids
-        return ([known.get(row.choices, []) for row in rendered],
-                [row.choices.index(row.target) if row.target in row.choices else -1 for row in rendered])
+    The tokens that end a target count only where one choice begins another, and then for all of them.
+    """
+    known: dict[tuple[str, ...], list[list[int]]] = {}
+    for choices in {row.choices for row in rendered if row.choices}:
+        ids = family.targets(choices, closed=False)
+        begins = any(one is not other and other[:len(one)] == one for one in ids for other in ids)
+        known[choices] = family.targets(choices) if begins else ids
+    return ([known.get(row.choices, []) for row in rendered],
+            [row.choices.index(row.target) if row.target in row.choices else -1 for row in rendered])
 
 
 def _cut(sequences: list[list[int]], longest: int, end: int) -> int:

@@ -12,9 +12,9 @@ import transformers
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, Seq2SeqTrainer
 
-from src import metrics
 from src.training.families import IGNORED, Family, padded
 from src.training.flags import DataArguments, TrainingArguments
+from src.training.scored import Scored, choice_scores
 from src.training.tokenised import Prepared
 
 log = logging.getLogger(__name__)
@@ -218,7 +218,7 @@ class Trainer(Seq2SeqTrainer):
             loss = cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
             stats = [loss.sum(1), (labels != IGNORED).sum(1).to(loss.dtype)]
             if choices is not None:
-                scores = self._choice_scores(model, batch, logits, choices)
+                scores = choice_scores(self.family, self.model, batch, logits, choices)
                 stats += [(scores.argmax(1) == gold).to(loss.dtype), cross_entropy(scores, gold, reduction="none")]
             if self.args.predict_with_generate:
                 generated = self.family.generate(self.model, batch, **self._gen_kwargs)
@@ -226,53 +226,11 @@ class Trainer(Seq2SeqTrainer):
                 generated = labels.new_full((len(labels), 1), self.family.filler)
         return None, generated, torch.stack(stats, dim=1)
 
-    def _choice_scores(self, model, batch: dict, logits: torch.Tensor, choices: torch.Tensor) -> torch.Tensor:
-        """Log-probability of each answer choice, the sum over its tokens: (b, choices), -inf where a row has fewer."""
-        if choices.shape[2] == 1:  # all are decided at the first position, which the targets' own logits hold
-            scores = logits[:, 0].float().log_softmax(1).gather(1, choices[:, :, 0].clamp(min=0))
-        else:
-            scores = torch.stack([-cross_entropy(
-                self.family.target_logits(model, self.family.with_targets(self.model, batch, ids))[0]
-                .float().transpose(1, 2), ids, ignore_index=IGNORED, reduction="none").sum(1)
-                for ids in choices.unbind(1)], dim=1)
-        return scores.masked_fill(choices[:, :, 0] == IGNORED, -torch.inf)
-
     def _score(self, prepared: Prepared, item: str, output: transformers.EvalPrediction) -> dict[str, float]:
-        count = len(prepared.dataset)  # several processes fill the last batch up with repeated rows
-        stats = output.label_ids[:count]
-        nll, tokens = stats[:, :2].sum(axis=0)
-        scores = {"loss": float(nll / tokens), "empty": False}
-        of_rows = {"loss": stats[:, 0] / stats[:, 1]}
-        if self._scores_choices(prepared):
-            of_rows |= dict(zip(metrics.CHOICE_METRICS, stats[:, 2:].T, strict=True))
-            scores |= {name: float(of_rows[name].mean()) for name in metrics.CHOICE_METRICS}
-        texts = None
-        if self.args.predict_with_generate:
-            texts, generated = self._texts(prepared, output.predictions[:count])
-            scores |= generated
+        scored = Scored(prepared, self.family, output, self.args.predict_with_generate)
         if self.keep_predictions:
-            self._keep(prepared, item, texts, of_rows)
-        return scores
-
-    def _texts(self, prepared: Prepared, generated: np.ndarray) -> tuple[list[str], dict[str, float]]:
-        """What was generated as text, and its metrics."""
-        given = generated != IGNORED
-        texts = [text.strip() for text in self.processing_class.batch_decode(
-            np.where(given, generated, self.family.filler), skip_special_tokens=True)]
-        ended = np.isin(generated, self.family.ends)  # what follows is filler, which may be the same token
-        lengths = np.where(ended.any(axis=1), ended.argmax(axis=1) + 1, given.sum(axis=1))
-        return texts, metrics.compute(prepared.metrics, texts, prepared.dataset["references"], _fixed(prepared)) | {
-            "gen_len": float(lengths.mean()), "empty": not any(texts)}
-
-    def _keep(self, prepared: Prepared, item: str, texts: list[str] | None, of_rows: dict[str, np.ndarray]) -> None:
-        inputs = self.processing_class.batch_decode(prepared.dataset["input_ids"][:], skip_special_tokens=True)
-        for i, (source, references) in enumerate(zip(inputs, prepared.dataset["references"], strict=True)):
-            scores = {name: round(float(values[i]), 6) for name, values in of_rows.items()}
-            row = {"item": item, "template": prepared.template.item, "input": source, "references": list(references)}
-            if texts is not None:
-                row |= {"prediction": texts[i]}
-                scores |= metrics.of_row(prepared.metrics, texts[i], references, _fixed(prepared))
-            self.predictions.append(row | {"scores": scores})
+            self.predictions += scored.rows(item)
+        return scored.scores | {"empty": scored.texts is not None and not any(scored.texts)}
 
     def take_up(self, checkpoint: str) -> None:
         """Be as after the training that ended in `checkpoint`: its state and, where asked for, the best model."""
@@ -294,11 +252,6 @@ class Trainer(Seq2SeqTrainer):
         if best and self.args.load_best_model_at_end:
             self.control.should_save = True
         return best
-
-
-def _fixed(prepared: Prepared) -> Sequence[str]:
-    """The answer choices that all rows have; none where each row has its own."""
-    return () if isinstance(prepared.template.answer_choices, str) else prepared.template.answer_choices
 
 
 def _means(scores: Iterable[dict[str, float]]) -> dict[str, float]:
