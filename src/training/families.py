@@ -8,7 +8,6 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -21,7 +20,9 @@ from src.files import read_text
 from src.identity import short_hash
 
 IGNORED = -100  # label of a position that is no target
-TODAY = datetime(2024, 7, 26)  # what chat templates are told that ask for the date: results must not depend on it
+# What chat templates are told that ask for the date: results must not depend on it.
+TODAY = "26 Jul 2024"
+DATED = f"{{%- macro strftime_now(form) -%}}{TODAY}{{%- endmacro -%}}{{{{ '' }}}}"
 # Pairs of (what the user says, what the assistant answers) by which a chat template is looked at.
 PROBES = (("Some 'user'\n\nasks {1}", "An \"answer\" <b>"), ("Another one!", "7"))
 
@@ -358,8 +359,8 @@ def _chat_frame(tokenizer, template: str, system: str | None, ends: Sequence[str
         turns.append({"role": "user", "content": user})
         try:
             prompt, whole = (tokenizer.apply_chat_template(
-                some, chat_template=template, tokenize=False, add_generation_prompt=some is turns,
-                enable_thinking=False, date_string=TODAY.strftime("%d %b %Y"), strftime_now=TODAY.strftime)
+                some, chat_template=DATED + template, tokenize=False, add_generation_prompt=some is turns,
+                enable_thinking=False, date_string=TODAY)
                 for some in (turns, [*turns, {"role": "assistant", "content": answer}]))
         except Exception as error:  # whatever a template raises, by itself too
             raise InputError(f"--chat_template: {' '.join(str(error).split())}") from error
@@ -401,6 +402,8 @@ def padded(rows: Sequence[Sequence[int]], width: int, filler: int) -> torch.Tens
 
 def _positions_by_mask(model, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Hook before a forward pass: the positions of its tokens, or embedded ones, are those that the mask counts."""
+    if kwargs.get("attention_mask") is None:  # nothing is padded, and the model counts by itself
+        return args, kwargs | {"position_ids": None}
     given = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
     positions = (kwargs["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
     return args, kwargs | {"position_ids": positions[:, -given.shape[1]:]}

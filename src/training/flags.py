@@ -192,6 +192,7 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             warn("--fp16 True: T5 in float16 can overflow to NaN; this GPU knows bfloat16, --bf16 True is recommended")
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False
+            self.use_cpu |= self.bf16  # the library wants to be told that bfloat16 is meant for the CPU
         if os.environ.get("CUDA_VISIBLE_DEVICES", "").strip("-1 ") and not torch.cuda.is_available():
             warn(f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}: no such GPU, running on the CPU")
         if (self.load_best_model_at_end and self.save_strategy == self.eval_strategy == "steps" and self.eval_steps
