@@ -1,6 +1,6 @@
 """How close the gradient estimate comes to true trainings of all 36 pairs of the demo tasks, and what it costs.
 
-    python tests/bench_estimate.py [--seeds 10] [--first_seed 0]
+    python tests/bench_estimate.py [--seeds 10] [--first_seed 0] [--model_type llama]
 
 For each seed, in a scratch folder: train all nine tasks together for a common start, train every pair from it (twice),
 estimate the same from gradients at that start, calibrated on five of the true pairs, and compare. CPU seconds are those
@@ -21,7 +21,7 @@ from statistics import mean
 
 ROOT = Path(__file__).parent.parent
 START = shlex.split("""
-    train_multitask.py --do_train --model_name_or_path data/models/tiny-t5 --task_names demo_* --max_steps 300
+    train_multitask.py --do_train --task_names demo_* --max_steps 300
     --learning_rate 5e-3 --lr_scheduler_type constant --per_device_train_batch_size 32 --save_steps 300
     --run_name start --save_name start --use_cpu True""")
 SWEEP = shlex.split("""
@@ -31,6 +31,8 @@ SWEEP = shlex.split("""
 ESTIMATE = shlex.split("""
     -m src.estimate --task_names demo_* --do_train False --per_device_train_batch_size 32 --save_name demo
     --use_cpu True""")
+LLAMA = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "max_position_embeddings": 256, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
 COMPARE = shlex.split("-m src.estimate compare --save_name demo")
 
 
@@ -47,12 +49,29 @@ def cpu_seconds(command: list[str], folder: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def one_seed(seed: int) -> dict:
+def make_llama(folder: str) -> str:
+    """A random model with the tokenizer of the demo's."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(f"{folder}/data/models/tiny-t5")
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=len(tokenizer), **LLAMA)
+                                     ).save_pretrained(f"{folder}/llama")
+    tokenizer.save_pretrained(f"{folder}/llama")
+    return "llama"
+
+
+def one_seed(seed: int, model_type: str) -> dict:
     """compare.json, with the CPU seconds of the sweep and of the estimate."""
     with tempfile.TemporaryDirectory() as folder:
-        start, of_seed = f"saved/start-s{seed}/checkpoint-300", ["--seed", str(seed)]
+        start = f"saved/start-s{seed}/checkpoint-300"
         cpu_seconds(["data/make_demo.py", f"{folder}/data"], folder)
-        cpu_seconds([*START, *of_seed], folder)
+        of_seed, model = ["--seed", str(seed)], "data/models/tiny-t5"
+        if model_type == "llama":
+            model, lengths = make_llama(folder), ["--max_source_length", "96", "--max_target_length", "32"]
+            of_seed += lengths
+        cpu_seconds([*START, "--model_name_or_path", model, *of_seed], folder)
         sweep = cpu_seconds([*SWEEP, "--model_name_or_path", start, *of_seed], folder)
         estimate = cpu_seconds([*ESTIMATE, "--model_name_or_path", start, *of_seed], folder)
         cpu_seconds(COMPARE, folder)
@@ -66,13 +85,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10, help="number of seeds (default: 10)")
     parser.add_argument("--first_seed", type=int, default=0, help="the first one (default: 0)")
+    parser.add_argument("--model_type", choices=["t5", "llama"], default="t5", help="kind of model (default: t5)")
     args = parser.parse_args()
     print("relative error of the loss                          within rows         clusters alike  CPU s\n"
           "seed  estimate  constant  item means  other sweep  pearson  spearman  (ARI)           sweep  "
           "estimate  share  of 1,000")
     found = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        r = one_seed(seed)
+        r = one_seed(seed, args.model_type)
         found.append(r)
         print(f"{seed:4}  {r['relative_error']:8.1%}  {r['constant']:8.1%}  {r['item_means']:10.1%}  "
               f"{r['ceiling']:11.1%}  "

@@ -333,7 +333,6 @@ def test_a_decoder_only_model_goes_on_as_if_never_broken_off(gpt2, extra):
     ("--max_source_length 190", "it has 192 positions for all of them"),
     ("--metric_for_best_model eval_exact_match --predict_with_generate False", "no such metric among those"),
     ("--lora_target_modules c_atn --train_lora True", "no linear layer 'c_atn'; did you mean 'c_attn'?"),
-    ("--task_names e2e_nlg_cleaned", "--score_choices True: none of the items has answer choices"),
 ])
 def test_bad_input(gpt2, extra, words, capsys):
     assert gpt2.run("train_multitask.py", *FLAGS, "--metric_for_best_model", "eval_loss", *shlex.split(extra)) == 2

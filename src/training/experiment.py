@@ -172,7 +172,7 @@ class Experiment:
     def check(self) -> None:
         """Raise InputError for what can be known to be wrong before a model is loaded or anything is written."""
         if self.training.score_choices and not any(item.has_choices for item in self.items):
-            raise InputError("--score_choices True: none of the items has answer choices")
+            warn("--score_choices True: none of the items has answer choices")  # no error: a sweep has such subsets, too
         _check_best_metric(self)
         self.results.check_writable()
         check_writable(f"--output_dir {self.training.output_dir}", Path(self.training.output_dir).absolute())
