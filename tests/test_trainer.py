@@ -18,7 +18,7 @@ LIKE_BART = SMALL | {"encoder_layers": 1, "decoder_layers": 1, "encoder_attentio
                      "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
                      "max_position_embeddings": 64, "forced_eos_token_id": 1}
 LIKE_T5 = SMALL | {"d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-FAMILIES = {"t5": LIKE_T5, "mt5": LIKE_T5, "umt5": LIKE_T5, "bart": LIKE_BART, "pegasus": LIKE_BART}
+TYPES = {"t5": LIKE_T5, "mt5": LIKE_T5, "umt5": LIKE_T5, "bart": LIKE_BART, "pegasus": LIKE_BART}
 
 
 @pytest.fixture
@@ -44,11 +44,11 @@ def make_trainer(tokenizer, prepared, folder, model=None, max_source_length=64, 
                    prepared["train"].dataset, {"demo_a1": [prepared["validation"]]})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TYPES)
 @pytest.mark.parametrize("adapter", [None, "train_lora"])
 def test_families(family, adapter, tokenizer, prepared, tmp_path):
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family, **FAMILIES[family])
+    config = transformers.AutoConfig.for_model(family, **TYPES[family])
     transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     arguments = ModelArguments(str(tmp_path / "model"), **({adapter: True} if adapter else {}))

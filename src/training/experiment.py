@@ -172,7 +172,8 @@ class Experiment:
     def check(self) -> None:
         """Raise InputError for what can be known to be wrong before a model is loaded or anything is written."""
         if self.training.score_choices and not any(item.has_choices for item in self.items):
-            warn("--score_choices True: none of the items has answer choices")  # no error: a sweep has such subsets, too
+            # No error: in a sweep of mixed items some subsets have none.
+            warn("--score_choices True: none of the items has answer choices")
         _check_best_metric(self)
         self.results.check_writable()
         check_writable(f"--output_dir {self.training.output_dir}", Path(self.training.output_dir).absolute())
