@@ -175,6 +175,19 @@ def test_lengths_that_do_not_fit(source, target, words):
         found.check_lengths("it", source, target, 0)
 
 
+@pytest.mark.parametrize("kind, config, words", [
+    ("mistral", {"sliding_window": 64}, "look back 64 tokens only, rows may have 80"),
+    ("mixtral", {}, "it sends each token to a few experts"),
+    ("qwen3_next", {}, "it sends each token to a few experts|recurrent"),
+])
+def test_models_of_which_no_gradients_of_examples_are_taken(kind, config, words):
+    found = family_of(chat_tokenizer(), AutoConfig.for_model(kind, **config))
+    if kind == "mistral":
+        found.check_gradients("it", 64)
+    with pytest.raises(InputError, match=words):
+        found.check_gradients("it", 80)
+
+
 # ---- batches -------------------------------------------------------------------------------------------------------
 
 PROMPTS = [[5, 9, 12, 7], [11, 4], [30, 31, 32, 33, 34, 35, 1, 36]]  # an end token may stand within

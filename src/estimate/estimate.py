@@ -72,6 +72,8 @@ class Estimate:
             result=dataclasses.replace(experiment.result, save_name=experiment.save_name + SUFFIX))
         self.trains, self.options, self.save_name = experiment.training.do_train, options, experiment.save_name
         self.experiment.check()
+        lengths = experiment.data.max_source_length + experiment.data.max_target_length
+        self.experiment.family.check_gradients(experiment.model.model_name_or_path, lengths)
         self.results = self.experiment.results
         self.subsets = wanted_subsets(experiment, options)
         self.truth = true_losses(experiment, options, command_line) if options.strength is None else {}

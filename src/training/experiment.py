@@ -161,10 +161,7 @@ class Experiment:
         data = {role: {item.name: [self.preparer.prepare(selections[item.name][role], template)
                                    for template in item.templates] for item in self.items} for role in self.roles}
         if self.training.score_choices:
-            for entry in (entry for by_item in data.values() for entries in by_item.values() for entry in entries):
-                if entry.template.answer_choices and (wrong := entry.counts["without_gold"]):
-                    raise InputError(f"--score_choices True: {wrong} {entry.role} rows of {entry.template.item} have a "
-                                     f"target that is none of their answer choices ({entry.source})")
+            _check_gold(data)
         return data
 
     # ---- checks ----------------------------------------------------------------------------------------------------
@@ -182,6 +179,13 @@ class Experiment:
         self.family.check_lengths(
             self.model.model_name_or_path, self.data.max_source_length,
             max(self.data.max_target_length, self.training.generation_max_length or 0), virtual)
+
+
+def _check_gold(data: Data) -> None:
+    for entry in (entry for by_item in data.values() for entries in by_item.values() for entry in entries):
+        if entry.template.answer_choices and (wrong := entry.counts["without_gold"]):
+            raise InputError(f"--score_choices True: {wrong} {entry.role} rows of {entry.template.item} have a target "
+                             f"that is none of their answer choices ({entry.source})")
 
 
 def _check_best_metric(experiment: Experiment) -> None:

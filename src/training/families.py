@@ -164,6 +164,23 @@ class Family:
                              "tokens, so at least one more")
 
 
+    def check_gradients(self, name: str, longest: int) -> None:
+        """Raise InputError where gradients of single examples of up to `longest` tokens cannot be taken rightly."""
+        config = self.config
+        layers = set(getattr(config, "layer_types", None) or ())
+        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        reason = None
+        if any(getattr(config, words, None) for words in ("num_experts", "num_local_experts", "n_routed_experts")):
+            reason = "it sends each token to a few experts"
+        elif layers - {"full_attention", "sliding_attention"} or hasattr(config, "state_size"):
+            reason = "some of its layers are recurrent"
+        elif window and window < longest and (not layers or "sliding_attention" in layers):
+            reason = f"some of its layers look back {window} tokens only, rows may have {longest}"
+        if reason:
+            raise InputError(f"--model_name_or_path '{name}': no estimate from gradients of a {config.model_type} "
+                             f"model: {reason}")
+
+
 class EncoderDecoder(Family):
     """T5, mT5, ByT5, UL2, BART, Pegasus, T5Gemma: an encoder reads the input, a decoder writes the target."""
 
