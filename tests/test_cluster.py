@@ -35,7 +35,7 @@ PAIRS = list(itertools.combinations(ITEMS, 2))
 
 
 def run(*flags: str) -> None:
-    command.main(["--save_name", "x", "--metric", "exact_match", "--permutations", "19", "--bootstrap", "20", *flags])
+    command.main(["--save_name", "x", "--metric", "exact_match", "--permutations", "39", "--bootstrap", "20", *flags])
 
 
 @pytest.fixture
@@ -92,6 +92,25 @@ def test_planted_groups_are_found_written_and_explained(here, capsys):
     assert {path.name for path in folder.glob("*.png")} == {"affinity.png", "num_clusters.png"}
     lines = [line.split() for line in Path("lists/subsets.txt").read_text().splitlines()]
     assert lines == [[item] for item in ITEMS] + [ITEMS] + GROUPS
+
+
+def test_hubs_are_said(quick, capsys):
+    """c3 is bad for everybody, which hides in part that there are groups."""
+    rows = [one | {"value": one["value"] - 4 * ("c3" in one["trained_on"] and one["item"] != "c3")}
+            for one in sweep(PAIRS)]
+    write_runs(quick / "results/x", rows)
+    run()
+    out, record = capsys.readouterr().out, json.loads(Path("results/x/clusters.json").read_text())
+    assert "most of it one outlier, c3" in out and "hubs removed, permutation test, twice the smaller of" in out
+    assert record["hubs"] == "remove" and record["p_value"] == 2 * record["evidence"]["remove"]["p"]
+    assert record["clusters"] == GROUPS and max(record["hub_shares"], key=record["hub_shares"].get) == "c3"
+    removed = record["evidence"]["remove"]
+    for flags in (["--hubs", "keep"], ["--method", "threshold"]):
+        run(*flags)
+        out, record = capsys.readouterr().out, json.loads(Path("results/x/clusters.json").read_text())
+        assert record["hubs"] == "keep" and record["p_value"] == record["evidence"]["keep"]["p"]
+        assert list(record["evidence"]) == ["keep"] and "hubs kept, permutation test)" in out
+        assert record["evidence"]["keep"]["above"] < removed["above"]
 
 
 def test_the_same_seed_gives_the_same_files(quick):

@@ -69,7 +69,7 @@ def test_relaxation_equals_cvxpy(k, noise):
     problem = cvxpy.Problem(cvxpy.Maximize(cvxpy.trace(S @ X)), [X >= 0, cvxpy.sum(X, 1) == 1, cvxpy.trace(X) == k])
     problem.solve(solver="SCS", eps=1e-7, max_iters=100_000)
     ours = sdp.solve_sdp(S, k)
-    assert ours.value == pytest.approx(problem.value, rel=1e-4)
+    assert (S * ours.X).sum() == pytest.approx(problem.value, rel=1e-4)
     assert problem.value - 1e-5 <= ours.bound <= problem.value * (1 + 2e-4)
 
 
@@ -80,7 +80,7 @@ def test_penalised_relaxation_equals_cvxpy():
     problem = cvxpy.Problem(objective, [X >= 0, cvxpy.sum(X, 1) == 1])
     problem.solve(solver="SCS", eps=1e-7, max_iters=100_000)
     ours = sdp.solve_sdp(S, penalty=penalty)
-    assert ours.value == pytest.approx(problem.value, abs=1e-3)
+    assert ((S - penalty * np.eye(20)) * ours.X).sum() == pytest.approx(problem.value, abs=1e-3)
     assert problem.value - 1e-5 <= ours.bound <= problem.value + 5e-3
     assert np.trace(ours.X) == pytest.approx(np.trace(X.value), abs=1e-2)
 
@@ -241,10 +241,46 @@ def test_extend_keeps_the_old_together_and_places_the_new():
 
 
 def test_noise_has_no_structure_and_planted_blocks_have():
-    p = {sizes: [evidence.permutation_test(planted(list(sizes), 0.5, seed)[0], 19, np.random.default_rng(seed))
+    p = {sizes: [evidence.permutation_test(planted(list(sizes), 0.5, seed)[0], 19, np.random.default_rng(seed)).p
                  for seed in range(10)] for sizes in ((10,), (3, 3, 3), (5, 5))}
     assert sum(value > 0.05 for value in p[10,]) >= 8
     assert max(p[5, 5]) <= 0.05 and sorted(p[3, 3, 3])[-2] <= 0.05
+
+
+def test_effects_of_rows_and_columns_are_those_of_least_squares():
+    rng, n = np.random.default_rng(0), 7
+    T = rng.normal(size=(n, n)) + 3 * rng.normal(size=n)
+    T[0, 3] = T[5, 2] = T[2, 5] = np.nan
+    seen, Z = ~np.isnan(T) & ~np.eye(n, dtype=bool), sdp.standardise(T)
+    i, j = np.nonzero(seen)
+    design = np.hstack([np.eye(n)[i], np.eye(n)[j]])
+    effects = design @ np.linalg.lstsq(design, Z[seen])[0]
+    left = sdp.without_effects(T)
+    assert left[seen] == pytest.approx(Z[seen] - effects, abs=1e-7) and np.isnan(left[~seen]).all()
+    assert sdp.shares_of_hubs(T).sum() == pytest.approx((effects**2).sum() / (Z[seen] ** 2).sum(), abs=1e-6)
+    assert np.array_equal(sdp.z_scores(T, "remove"), sdp.standardise(left))
+
+
+def test_hubs_that_hide_blocks_are_removed_and_blocks_of_unequal_size_are_kept():
+    for sizes, hubs, way in (([5] * 4, 3.0, "remove"), ([5] * 4, 1.0, "remove"), ([12, 4, 4], 0.0, "keep")):
+        for seed in range(3):
+            T, truth = planted(sizes, 0.6, seed, hubs=hubs)
+            chosen, p, tests = evidence.choose_hubs(T, None, 39, np.random.default_rng(seed))
+            assert chosen == way and p == 2 * tests[way].p == 0.05 and tests[way].above > 3
+            S = sdp.symmetric(T, chosen)
+            labels, _ = rounding.find_clusters(S, len(sizes))
+            assert adjusted_rand_score(truth, labels) > 0.8
+    assert tests["remove"].above < tests["keep"].above
+    T, _ = planted([20], 1.0, 0, hubs=3.0)  # hubs alone are no structure
+    assert evidence.choose_hubs(T, None, 39, np.random.default_rng(0))[1] > 0.05
+
+
+def test_hubs_are_not_removed_from_a_handful_of_items():
+    T, _ = planted([2, 2], 0.1, 0)
+    way, p, tests = evidence.choose_hubs(T, None, 19, np.random.default_rng(0))
+    assert way == "keep" and list(tests) == ["keep"] and p == tests["keep"].p
+    with pytest.raises(InputError, match="--hubs remove: there are 4 items"):
+        evidence.choose_hubs(T, "remove", 19, np.random.default_rng(0))
 
 
 def test_coassignment_counts_resamples():

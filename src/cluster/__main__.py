@@ -41,6 +41,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--num_clusters", default="auto", help="number of clusters, or auto (default: auto)")
     add("--method", default="sdp", choices=rounding.METHODS, help="sdp is the method, the others are there for "
         "comparison; threshold is the rounding as published (default: sdp)")
+    add("--hubs", choices=["keep", "remove"], help="items that are good or bad for everybody: keep them, or remove "
+        "the effects of rows and columns before the clustering (default: whichever shows more structure; with --method "
+        "threshold as published: keep)")
     add("--extend", metavar="FILE", help="a cluster file: its clusters stay as they are, items not in it join one or "
         "open new ones (default: cluster all anew)")
     add("--name", help="name of the clusters, written to <clusters_dir>/<name>.txt (default: --save_name)")
@@ -65,6 +68,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         raise InputError(f"--method {args.method}: does not go with --extend, which places items by its own search")
     if args.num_clusters != "auto" and not (args.num_clusters.isdecimal() and int(args.num_clusters) > 0):
         raise InputError(f"--num_clusters {args.num_clusters}: must be a number from 1 on, or auto")
+    if args.method == "threshold":
+        args.hubs = args.hubs or "keep"
     for flag in ("bootstrap", "permutations"):
         if getattr(args, flag) < 1:
             raise InputError(f"--{flag} {getattr(args, flag)}: must be at least 1")
@@ -108,23 +113,26 @@ def main(arguments: list[str] | None = None) -> int:
     wide.to_csv(folder / "affinity.csv")
     long.to_csv(folder / "affinity_long.csv", index=False)
 
-    S = sdp.symmetric(found.T)
+    hubs, p, tests = evidence.choose_hubs(found.T, args.hubs, args.permutations, rng)
+    S = sdp.symmetric(found.T, hubs)
     labels, curve, certificate = choose.choose(S, old, args)
     k = int(labels.max()) + 1
-    p = evidence.permutation_test(found.T, args.permutations, rng)
-    coassignment = None if resamples is None else evidence.coassignment(resamples, k)
+    coassignment = None if resamples is None else evidence.coassignment(resamples, k, hubs)
     per_cluster = choose.per_cluster(found, S, labels, coassignment)
     clusters = [row["members"] for row in per_cluster]
     metrics = sorted(set(found.metrics.values()))
 
     write_lines(clusters_file, clusters)
-    plots.heat_map(folder / "affinity.png", found.T, sdp.standardise(found.T), list(found.items), labels,
-                   ", ".join(metrics[:3]) + (", ..." if len(metrics) > 3 else ""))
+    plots.heat_map(folder / "affinity.png", found.T, sdp.z_scores(found.T, hubs), list(found.items), labels,
+                   ", ".join(metrics[:3]) + (", ..." if len(metrics) > 3 else "") + ", in standard deviations from the "
+                   + ("row's mean" if hubs == "keep" else "row's mean, hubs removed"))
     plots.number_of_clusters(folder / "num_clusters.png", curve, k)
     alike = None if args.reference is None else choose.adjusted_rand_index(found.items, labels, args)
     record = {
         "clusters": clusters, "per_cluster": per_cluster, "certificate": certificate, "p_value": p,
-        "structure_found": p <= SIGNIFICANT, "adjusted_rand_index": alike, "curve": curve, "missing_pairs": unseen,
+        "structure_found": p <= SIGNIFICANT, "hubs": hubs, "evidence": {way: vars(each) for way, each in tests.items()},
+        "hub_shares": dict(zip(found.items, sdp.shares_of_hubs(found.T).round(4).tolist(), strict=True)),
+        "adjusted_rand_index": alike, "curve": curve, "missing_pairs": unseen,
         "metrics": found.metrics, "subsets": len(found.scores), "estimated_scores": int(scores["estimated"].sum()),
         "items": found.items, "affinity": np.where(np.isnan(found.T), None, found.T).tolist(),
         "coassignment": None if coassignment is None else coassignment.round(4).tolist(),

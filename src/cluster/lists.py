@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from src import subsets
+from src.files import write_whole
 from src.names import task_of_template
 from src.tasks.catalogue import task_names
 
@@ -15,7 +16,7 @@ def read_clusters(flag: str, name: str, folder: str) -> list[list[str]]:
 def write_lines(path: str | Path, lines: list[list[str]]) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(" ".join(line) + "\n" for line in lines), encoding="utf-8")
+    write_whole(path, "".join(" ".join(line) + "\n" for line in lines))
     return path
 
 

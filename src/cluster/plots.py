@@ -1,4 +1,4 @@
-"""The pictures: affinities as a heat map in the order of the clusters, and the choice of their number."""
+"""The pictures: affinities as a heat map in the order of clusters, the choice of their number, estimates over truth."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def _pyplot():
     return pyplot
 
 
-def heat_map(path: str | Path, T: np.ndarray, Z: np.ndarray, items: list[str], labels: np.ndarray, metric: str) -> None:
+def heat_map(path: str | Path, T: np.ndarray, Z: np.ndarray, items: list[str], labels: np.ndarray, label: str) -> None:
     """Draw Z (n, n), the z-scores of the rows of T, ordered by cluster, each cluster outlined, missing pairs grey.
 
     Up to 12 items the values of T are written into the cells. The size grows with n, so that labels stay readable.
@@ -54,7 +54,7 @@ def heat_map(path: str | Path, T: np.ndarray, Z: np.ndarray, items: list[str], l
     tall = min(size, 8.0)
     legend = figure.add_axes(((margin + size + 0.15) / width, 1 - (0.55 + tall) / height, 0.2 / width, tall / height))
     figure.colorbar(image, cax=legend)
-    legend.set_ylabel(f"{metric}, in standard deviations from the row's mean", fontsize=large)
+    legend.set_ylabel(label, fontsize=large)
     legend.tick_params(labelsize=large)
     figure.savefig(path)
     pyplot.close(figure)

@@ -1,4 +1,4 @@
-"""From affinities to clusters: a semidefinite relaxation, its rounding, and a certificate of what was lost.
+"""The matrix that is clustered, the density of clusters, its semidefinite relaxation, and the bound that this proves.
 
 Notation, for n items: T (n, n) is the affinity matrix, T[i, j] saying how well item i does when trained together
 with item j; S (n, n) is symmetric, with diagonal 0; labels (n,) holds a cluster number 0 .. k-1 for each item.
@@ -7,7 +7,8 @@ The method is that of Li, Sharma and Zhang (2023), "Approximate Clustering for E
 Multi-Instruction Tuning": a semidefinite relaxation of the average density of clusters, then rounded. The numbers of
 the equations are ours, with (1) in affinity.py; (3) and (4) are the paper's objective and relaxation.
 
-    (2)  S = (Z + Z') / 2, with Z the z-scores of the rows of T
+    (2)  S = (Z + Z') / 2, with Z the z-scores of the rows of T; with hubs removed, the z-scores of the rows of what
+         row and column effects, Z[i, j] ~ r[i] + c[j], leave over of them
     (3)  f(C) = sum over clusters c of (1/|c|) sum over i, j in c of S[i, j] = <S, X_C>,
          X_C = sum over c of 1_c 1_c' / |c|
     (4)  maximise <S, X> over X psd, X >= 0, X 1 = 1, tr X = k (X_C is such an X)
@@ -45,9 +46,38 @@ def standardise(T: np.ndarray) -> np.ndarray:
     return np.round(np.where(constant, 0, Z / np.where(constant, 1, spread)), 9)
 
 
-def symmetric(T: np.ndarray) -> np.ndarray:
-    """S (n, n) of (2), what is clustered."""
+def without_effects(T: np.ndarray) -> np.ndarray:
+    """What row and column effects leave over of the z-scores of T (n, n); NaN where T has none, and on the diagonal.
+
+    The effects, how good an item is for everybody and everybody for it, are fitted by least squares to the observed
+    entries: rows and columns in turn, until nothing changes.
+    """
+    seen = ~np.isnan(T) & ~np.eye(len(T), dtype=bool)
     Z = standardise(T)
+    for _ in range(1000):  # a handful where few pairs are missing
+        before = Z
+        for axis in (1, 0):
+            Z = np.where(seen, Z - Z.sum(axis, keepdims=True) / np.maximum(seen.sum(axis, keepdims=True), 1), 0)
+        if np.abs(Z - before).max() < 1e-9:
+            break
+    return np.where(seen, Z, np.nan)
+
+
+def shares_of_hubs(T: np.ndarray) -> np.ndarray:
+    """Which share of the variance of the z-scores of T (n, n) is effects, by the items they are partners (n,)."""
+    Z = standardise(T)
+    effects = np.where(np.isnan(left := without_effects(T)), 0, Z - left)
+    return (effects**2).sum(0) / max((Z**2).sum(), 1e-300)
+
+
+def z_scores(T: np.ndarray, hubs: str = "keep") -> np.ndarray:
+    """Z (n, n) of (2); hubs, items that are good or bad for everybody: keep or remove."""
+    return standardise(T if hubs == "keep" else without_effects(T))
+
+
+def symmetric(T: np.ndarray, hubs: str = "keep") -> np.ndarray:
+    """S (n, n) of (2), what is clustered."""
+    Z = z_scores(T, hubs)
     return (Z + Z.T) / 2
 
 
@@ -99,7 +129,6 @@ class Relaxation:
     """Solution of the SDP. No clustering has an objective above `bound`, however far the solver got."""
 
     X: np.ndarray  # (n, n): positive semidefinite, rows sum to 1; entries >= 0 up to the solver's tolerance
-    value: float  # the objective at X
     bound: float
     iterations: int
 
@@ -145,8 +174,7 @@ def solve_sdp(
     n = len(S)
     if k in (1, n):
         X = np.eye(n) if k == n else np.full((n, n), 1 / n)
-        value = float((S * X).sum() - penalty * k)
-        return Relaxation(X, value, value, 0)
+        return Relaxation(X, float((S * X).sum() - penalty * k), 0)
     M = S - penalty * np.eye(n)  # tr X as part of the linear objective
     rho = max(np.abs(M).mean(), 1e-12) * n / (k or np.sqrt(n))  # step: entries of X are about 1 / (cluster size)
     Y, U = np.eye(n), np.zeros((n, n))
@@ -166,4 +194,4 @@ def solve_sdp(
     M = M - rho * U  # Z = -rho U >= 0
     values = _centred_eigh(M)[0]
     top = values[n - k :].sum() if k else np.maximum(values, 0).sum()
-    return Relaxation(X, float(((S - penalty * np.eye(n)) * X).sum()), float(M.sum() / n + top), iteration)
+    return Relaxation(X, float(M.sum() / n + top), iteration)

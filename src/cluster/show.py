@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def show(args: argparse.Namespace, S: np.ndarray, labels: np.ndarray, record: di
     shown = (("density", ".3f"), ("stability", ".0%"), ("within_minus_across", "+.4g"))
     rows = [(str(c), " ".join(row["members"]), *("-" if row[key] is None else format(row[key], how)
                                                  for key, how in shown)) for c, row in enumerate(record["per_cluster"])]
-    print_table(("cluster", "members", "density", "stays together", "within_minus_across"), rows, fold="members")
+    print_table(("cluster", "members", "density", "stability", "within_minus_across"), rows, fold="members")
     certificate, gap = record["certificate"], record["certificate"]["gap"]
     proven = "the bound is not positive" if gap is None else f"within {gap:.1%} of any possible clustering"
     say(f"density {certificate['density']:.4f}, bound {certificate['bound']:.4f}: {proven} into "
@@ -46,15 +47,28 @@ def show(args: argparse.Namespace, S: np.ndarray, labels: np.ndarray, record: di
         share = np.array(record["coassignment"])
         agree = np.where(labels[:, None] == labels, share, 1 - share)[~np.eye(len(S), dtype=bool)].mean()
         say(f"stability: {agree:.0%} of the pairs fall the same way in {args.bootstrap} resamples")
-    if record["structure_found"]:
-        say(f"structure found (p = {record['p_value']:.3g}, permutation test)")
-    else:
-        say(f"[bold red]no structure found[/] (p = {record['p_value']:.2g}, permutation test): shuffled "
-            "scores look as clustered as these; do not rely on these clusters")
+    show_evidence(record, say)
     if record["adjusted_rand_index"] is not None:
         say(f"adjusted Rand index with {args.reference}: {record['adjusted_rand_index']:.2f}")
     if args.compare:
         show_methods(S, len(record["clusters"]), certificate["bound"], labels, args.seed)
+
+
+def show_evidence(record: dict, say: Callable[[str], None]) -> None:
+    """Say whether there is structure, and what part hubs have in it."""
+    shares, tests = record["hub_shares"], record["evidence"]
+    total, largest = sum(shares.values()), max(shares, key=shares.get)
+    chance = (2 * len(shares) - 1) / (len(shares) * (len(shares) - 1))
+    say(f"hubs, items that are good or bad for everybody: {total:.0%} of the variance (by chance about {chance:.0%})"
+        + (f", most of it one outlier, {largest}" if total > 2 * chance and shares[largest] > total / 2 else ""))
+    ways = {"keep": "hubs kept", "remove": "hubs removed"}
+    test = ways[record["hubs"]] + ", permutation test" + ("" if len(tests) == 1 else ", twice the smaller of "
+        + " and ".join(f"{tests[way]['p']:.3g} ({words})" for way, words in ways.items()))
+    if record["structure_found"]:
+        say(f"structure found (p = {record['p_value']:.3g}; {test})")
+    else:
+        say(f"[bold red]no structure found[/] (p = {record['p_value']:.2g}; {test}): shuffled "
+            "scores look as clustered as these; do not rely on these clusters")
 
 
 def show_methods(S: np.ndarray, k: int, bound: float, labels: np.ndarray, seed: int) -> None:
@@ -68,7 +82,7 @@ def show_methods(S: np.ndarray, k: int, bound: float, labels: np.ndarray, seed: 
         value, number = sdp.density(S, found), int(found.max()) + 1
         rows.append((method, str(number), f"{value:.4f}", f"{value / bound:.1%}" if bound > 0 and number == k else "-",
                      f"{adjusted_rand_score(labels, found):.2f}", f"{seconds:.2f}"))
-    print_table(("method", "clusters", "density", "of the bound", "same as ours (ARI)", "seconds"), rows,
+    print_table(("method", "clusters", "density", "of the bound", "adjusted Rand index with ours", "seconds"), rows,
                 title="methods")
 
 

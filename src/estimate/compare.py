@@ -124,10 +124,10 @@ def clusters(found: affinity.Affinity, seed: int) -> dict | None:
     """Clusters and p-value of an affinity matrix; None where pairs are missing or there are too few items."""
     if len(found.items) < 3 or found.missing():
         return None
-    S = sdp.symmetric(found.T)
+    hubs, p, _ = evidence.choose_hubs(found.T, None, 199, np.random.default_rng(seed))
+    S = sdp.symmetric(found.T, hubs)
     k = rounding.best_number(S, rounding.extend(S, np.full(len(S), -1)))
     labels, _ = rounding.find_clusters(S, k, seed=seed)
-    p = evidence.permutation_test(found.T, 199, np.random.default_rng(seed))
     return {"labels": labels.tolist(), "p_value": p,
             "clusters": [[found.items[i] for i in np.flatnonzero(labels == c)] for c in range(k)]}
 
