@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src import gains, results
+from src import results
 from src.cli import InputError
 from src.cluster import affinity
 from src.scores import oriented, read_scores
@@ -291,14 +291,3 @@ def test_a_score_that_is_no_number_matters_only_where_it_is_asked_for(tmp_path):
     assert matrix(folder).items == ("a", "b", "c")
     with pytest.raises(InputError, match=r"the loss of 'a' after training on '[abc ]+' is -?nan \(\d+ such scores\)"):
         matrix(folder, "loss")
-
-
-def test_comparison_of_trainings(tmp_path):
-    rows = [row("a", "a", 1), row("a b c", "a", 2), row("a b", "a", 4), row("a b", "a", 6, seed=1), row("c", "c", 3)]
-    scores = oriented(read_scores(write_runs(tmp_path / "x", rows)), "exact_match", OWN)
-    frame = gains.compare_trainings(scores, [["b", "a"], ["c"]]).set_index("item")
-    assert frame.loc["a", ["alone", "all", "cluster"]].tolist() == [1, 2, 5]
-    assert frame.loc["a", "cluster_se"] == pytest.approx(1) and np.isnan(frame.loc["a", "alone_se"])
-    assert frame.loc["a", ["gain_over_alone", "gain_over_all"]].tolist() == [4, 3]
-    assert np.isnan(frame.loc["b", "gain_over_all"])
-    assert frame.loc["c", "alone"] == frame.loc["c", "cluster"] == 3 and np.isnan(frame.loc["b", "all"])

@@ -78,7 +78,8 @@ def test_planted_groups_are_found_written_and_explained(here, capsys):
     for words in ("9 items, 36 subsets", "within 0.0% of any possible clustering into 3 clusters",
                   "structure found (p = ", "number of clusters: 3", "runner-up", "without k 3.00", "stability: 100%",
                   "agglomerative", "within_minus_across", "a1 a2 a3",
-                  "--subsets_file lists/subsets.txt --task_set_name x_report --save_name x_report"):
+                  "--subsets_file lists/subsets.txt --task_set_name x --save_name x",
+                  "python -m src.plan --save_name x"):
         assert words in out, words
     folder = here / "results/x"
     record = json.loads((folder / "clusters.json").read_text())
@@ -184,42 +185,49 @@ def test_other_methods_give_whole_records(quick, method):
     assert len(record["clusters"]) == 4 or method == "threshold"
 
 
-def test_report_compares_alone_all_and_cluster(quick, capsys):
-    write_runs(quick / "results/x", sweep([*PAIRS, *((item,) for item in ITEMS), ITEMS, *GROUPS]))
-    run("--num_clusters", "3")
-    capsys.readouterr()
-    run("--report")
-    out = capsys.readouterr().out
-    assert "mean of 9" in out and "±" in out
-    frame = pd.read_csv("results/x/report.csv")
-    assert frame["gain_over_alone"].mean() == pytest.approx(1, abs=0.2)
-    assert frame["gain_over_all"].mean() == pytest.approx(0.75, abs=0.2) and (frame["cluster_se"] > 0).all()
+ALONE, ALL = [(item,) for item in ITEMS], tuple(ITEMS)
 
 
-def test_report_has_a_mean_for_each_metric_and_fits_100_columns(quick, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    clusters = [["winogrande_debiased", "wic"], ["cola"]]
-    items = sorted(itertools.chain(*clusters))  # cola, whose metric is a correlation, and two with accuracy
-    rows = [row(" ".join(subset), item, value + 0.0012345 * seed, seed=seed,
-                metric="matthews" if item == "cola" else "accuracy")
-            for subset in (*([item] for item in items), items, clusters[0]) for seed in (0, 1)
-            for item, value in zip(items, (-0.9, 0.5, 0.6), strict=True) if item in subset]
+def test_what_clusters_are_worth_is_measured_where_they_were_trained(quick, capsys):
+    """An item gains 1 in its group of three, by pairs the share of its partners that are kin: 1, too; with all 0.25."""
+    def output(*subsets) -> tuple[str, str, dict]:
+        write_runs(quick / "results/x", sweep([*PAIRS, *subsets], noise=0.01))
+        run()
+        streams = capsys.readouterr()
+        return streams.out, streams.err, json.loads(Path("results/x/clusters.json").read_text())["worth"]
+
+    out, _, worth = output()
+    assert worth is None and "not known: 9 items were not trained alone: a1, a2" in out
+    out, err, worth = output(*ALONE)
+    assert worth["measured"] == 0 and worth["gain"] == pytest.approx(1, abs=0.02) and worth["gain_of_all"] is None
+    assert "(0 of 3 measured, the others by the means of their pairs), all together not trained" in out and not err
+    out, err, worth = output(*ALONE, ALL, *GROUPS[:2])
+    assert worth["measured"] == 2 and worth["gain_of_all"] == pytest.approx(0.25, abs=0.02)
+    assert f"clusters {worth['gain']:+.4f} (2 of 3 measured" in out
+    assert f"all together {worth['gain_of_all']:+.4f}" in out
+
+
+@pytest.mark.parametrize(("alone", "together", "warned"), [
+    (0, 0, []), (2, 0, ["each item alone"]), (0, 2, ["all items together"]),
+    (3, 4, ["each item alone", "all items together"])])
+def test_a_warning_where_alone_or_all_is_better_than_clusters(quick, capsys, alone, together, warned):
+    rows = sweep([*PAIRS, *ALONE, ALL, *GROUPS])
+    for one in rows:
+        one["value"] += {1: alone, 9: together}.get(len(one["trained_on"].split()), 0)
     write_runs(quick / "results/x", rows)
-    lists.write_lines("clusters/x.txt", clusters)
-    command.main(["--save_name", "x", "--report", "--task_dir", str(ROOT / "data/tasks")])
-    lines = capsys.readouterr().out.splitlines()
-    means = [[cell.strip() for cell in line.split("\N{BOX DRAWINGS LIGHT VERTICAL}")[1:4]] for line in lines
-             if "mean of" in line]
-    assert means == [["mean of 2", "accuracy", "0.5506 \N{PLUS-MINUS SIGN}"], ["mean of 1", "matthews", "-0.8994"]]
-    assert lines[0].strip() == "valid scores, higher is better" and max(map(len, lines)) <= 100
-    assert not any("\N{HORIZONTAL ELLIPSIS}" in line for line in lines)  # nothing is cut
+    run()
+    err = capsys.readouterr().err
+    assert [words for words in ("each item alone", "all items together") if f"to train {words} is worth more" in err] \
+        == warned
 
 
-def test_report_without_the_trainings_says_how_to_get_them(quick):
-    write_runs(quick / "results/x", sweep(PAIRS))
-    lists.write_lines("clusters/x.txt", GROUPS)
-    with pytest.raises(InputError, match="--write_subsets FILE"):
-        run("--report")
+def test_what_clusters_are_worth_in_losses_is_relative(quick, capsys):
+    rows = [one | {"value": 10 - one["value"] / 10, "metric": "loss"} for one in sweep([*PAIRS, *ALONE], noise=0.01)]
+    write_runs(quick / "results/x", rows)
+    run("--metric", "loss")
+    worth = json.loads(Path("results/x/clusters.json").read_text())["worth"]
+    assert worth["gain"] == pytest.approx(0.1 / 5, rel=0.05) and worth["unit"] == "relative"
+    assert f"clusters {100 * worth['gain']:+.2f} %" in capsys.readouterr().out
 
 
 def test_templates_of_one_task_get_the_command_for_instructions(quick, capsys):

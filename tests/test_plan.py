@@ -380,6 +380,19 @@ def test_negative_transfer_clusters_and_passes(place, capsys):
     assert any(" a b " in line and line.rstrip(" │").endswith(" 4") for line in text.splitlines())  # 1,600 of 400 rows
 
 
+def test_each_item_stands_beside_all_and_clusters(place, capsys):
+    """What a training of the clusters has brought, item by item; they are named, or those of the results' name."""
+    train(place, start_set(ITEMS, 0))
+    Path("clusters").mkdir()
+    Path("clusters/other.txt").write_text("a c\nb d\n")
+    assert plan("--explore", "0", "--clusters", "other") == 0
+    lines = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│ a b")]
+    assert [cell.strip() for cell in lines[0]][2:3] == ["+10.00 %"]
+    assert [cell.strip() for cell in lines[0]][5:7] == ["+4.00 %", "-3.00 %"]
+    assert "by clusters" not in (plan("--explore", "0"), capsys.readouterr().out)[1]
+    assert "--clusters nowhere: there is neither" in error_of(capsys, "--clusters", "nowhere")
+
+
 def test_target(place, capsys):
     train(place, start_set(ITEMS, 0))
     assert plan("--target", "c") == 0

@@ -2,8 +2,7 @@
 
     python -m src.cluster --save_name NAME                              results/NAME/ -> clusters/NAME.txt
     python -m src.cluster --save_name NAME --extend clusters/old.txt    keep the old clusters, place the new items
-    python -m src.cluster --save_name NAME --write_subsets subsets.txt  ... what to train to see what clusters bring
-    python -m src.cluster --save_name NAME_report --name NAME --report  ... and what they brought
+    python -m src.cluster --save_name NAME --write_subsets subsets.txt  ... what to train to see what they are worth
 """
 
 import argparse
@@ -17,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script
-from src.cluster import affinity, choose, evidence, plots, rounding, sdp
+from src.cluster import affinity, choose, evidence, plots, rounding, sdp, worth
 from src.cluster.lists import sweep_command, write_lines
-from src.cluster.show import report, show
+from src.cluster.show import show
+from src.files import write_whole
 from src.scores import oriented, read_scores, results_file
 from src.tasks.catalogue import main_metrics
 
@@ -57,8 +57,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--compare", action="store_true", help="also run every other method and show a table of them")
     add("--write_subsets", metavar="FILE", help="write, for --subsets_file of the sweep: each item alone, all items, "
         "each cluster")
-    add("--report", action="store_true", help="do not cluster: compare each item trained alone, with all, and in its "
-        "cluster of <clusters_dir>/<name>.txt")
     return parser
 
 
@@ -94,39 +92,59 @@ def take_sizes(scores, sizes: list[int]):
     return chosen
 
 
+def what_it_is_worth(scores, found: affinity.Affinity, labels: np.ndarray, save_name: str) -> dict | None:
+    """The worth of the clusters, printed; None, and why, where nothing was trained that it could be compared with."""
+    try:
+        gains = worth.worth(scores, found, labels)
+    except InputError as error:
+        print(f"what the clusters are worth is not known: {error}; --write_subsets FILE writes what to train for it")
+        return None
+    worth.say(gains, int(labels.max()) + 1, save_name)
+    return vars(gains)
+
+
+def draw(folder: Path, found: affinity.Affinity, labels: np.ndarray, hubs: str, curve: list[dict]) -> None:
+    """The pictures of the matrix and of the choice of the number of clusters."""
+    metrics = sorted(set(found.metrics.values()))
+    plots.heat_map(folder / "affinity.png", found.T, sdp.z_scores(found.T, hubs), list(found.items), labels,
+                   ", ".join(metrics[:3]) + (", ..." if len(metrics) > 3 else "") + ", in standard deviations from the "
+                   + ("row's mean" if hubs == "keep" else "row's mean, hubs removed"))
+    plots.number_of_clusters(folder / "num_clusters.png", curve, int(labels.max()) + 1)
+
+
+def write_subsets(args: argparse.Namespace, items: tuple[str, ...], clusters: list[list[str]]) -> None:
+    """Write what to train to know what the clusters are worth, and say how."""
+    lines = [[item] for item in items] + [list(items)] + [c for c in clusters if 1 < len(c) < len(items)]
+    path = write_lines(args.write_subsets, lines)
+    print(f"written: {path}, {len(lines)} subsets. Train them, then compare:\n  "
+          f"{sweep_command(items, args.save_name, path, args.task_dir)}\n"
+          f"  python -m src.plan --save_name {args.save_name}"
+          + (f" --clusters {args.name}" if args.name not in (None, args.save_name) else ""))
+
+
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     folder, name = Path(args.results_dir) / args.save_name, args.name or args.save_name
     clusters_file, source = Path(args.clusters_dir) / f"{name}.txt", results_file(folder, args.split)
-    everything = read_scores(folder, args.split, args.config_hash, content_hash=args.content_hash)
-    scores = oriented(everything, args.metric, partial(main_metrics, task_dir=args.task_dir))
-    if args.report:
-        report(scores, args, clusters_file)
-        return 0
-    scores = take_sizes(scores, args.sizes)
+    everything = oriented(read_scores(folder, args.split, args.config_hash, content_hash=args.content_hash),
+                          args.metric, partial(main_metrics, task_dir=args.task_dir))
+    scores = take_sizes(everything, args.sizes)
     found = affinity.build(scores, ridge=args.estimator == "ridge")
     old = choose.old_labels(found.items, args)
     unseen = choose.check_coverage(found, old, args)
     rng = np.random.default_rng(args.seed)
     resamples = found.resample(args.bootstrap, rng)
-    wide, long = found.tables(resamples)
-    wide.to_csv(folder / "affinity.csv")
-    long.to_csv(folder / "affinity_long.csv", index=False)
-
     hubs, p, tests = evidence.choose_hubs(found.T, args.hubs, args.permutations, rng)
     S = sdp.symmetric(found.T, hubs)
     labels, curve, certificate = choose.choose(S, old, args)
-    k = int(labels.max()) + 1
-    coassignment = None if resamples is None else evidence.coassignment(resamples, k, hubs)
+    coassignment = None if resamples is None else evidence.coassignment(resamples, int(labels.max()) + 1, hubs)
     per_cluster = choose.per_cluster(found, S, labels, coassignment)
     clusters = [row["members"] for row in per_cluster]
-    metrics = sorted(set(found.metrics.values()))
 
     write_lines(clusters_file, clusters)
-    plots.heat_map(folder / "affinity.png", found.T, sdp.z_scores(found.T, hubs), list(found.items), labels,
-                   ", ".join(metrics[:3]) + (", ..." if len(metrics) > 3 else "") + ", in standard deviations from the "
-                   + ("row's mean" if hubs == "keep" else "row's mean, hubs removed"))
-    plots.number_of_clusters(folder / "num_clusters.png", curve, k)
+    for file, table in zip(("affinity.csv", "affinity_long.csv"), found.tables(resamples), strict=True):
+        write_whole(folder / file, table.to_csv(index=file == "affinity.csv"))
+    draw(folder, found, labels, hubs, curve)
     alike = None if args.reference is None else choose.adjusted_rand_index(found.items, labels, args)
     record = {
         "clusters": clusters, "per_cluster": per_cluster, "certificate": certificate, "p_value": p,
@@ -139,18 +157,13 @@ def main(arguments: list[str] | None = None) -> int:
         "arguments": vars(args), "results_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         "numpy": np.__version__, "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    (folder / "clusters.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     show(args, S, labels, record)
+    record["worth"] = what_it_is_worth(everything, found, labels, args.save_name)
+    write_whole(folder / "clusters.json", json.dumps(record, indent=1) + "\n")
     print(f"written: {clusters_file} and, in {folder}/, affinity.csv affinity_long.csv affinity.png num_clusters.png "
           "clusters.json")
     if args.write_subsets:
-        lines = [[item] for item in found.items] + [list(found.items)] + [c for c in clusters if 1 < len(c) < len(S)]
-        path = write_lines(args.write_subsets, lines)
-        # results of their own: clusters judged by affinities that their own training changed would confirm themselves
-        target = f"{args.save_name}_report"
-        print(f"written: {path}, {len(lines)} subsets. Train them, then compare:\n  "
-              f"{sweep_command(found.items, target, path, args.task_dir)}\n"
-              f"  python -m src.cluster --save_name {target} --name {name} --report")
+        write_subsets(args, found.items, clusters)
     return 0
 
 

@@ -1,18 +1,14 @@
-"""What is printed: the clusters and what they rest on, other methods beside them, what they bring."""
+"""What is printed: the clusters and what they rest on, other methods beside them."""
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from src.cli import InputError, print_table
+from src.cli import print_table
 from src.cluster import rounding, sdp
-from src.cluster.lists import read_clusters, sweep_command
-from src.gains import TRAININGS, compare_trainings
 
 
 def show(args: argparse.Namespace, S: np.ndarray, labels: np.ndarray, record: dict) -> None:
@@ -84,33 +80,3 @@ def show_methods(S: np.ndarray, k: int, bound: float, labels: np.ndarray, seed: 
                      f"{adjusted_rand_score(labels, found):.2f}", f"{seconds:.2f}"))
     print_table(("method", "clusters", "density", "of the bound", "adjusted Rand index with ours", "seconds"), rows,
                 title="methods")
-
-
-def report(scores, args: argparse.Namespace, clusters_file: Path) -> None:
-    """Print and write what each item gains by its cluster over being trained alone and with all."""
-    clusters = read_clusters("--name", str(clusters_file), args.clusters_dir)
-    frame = compare_trainings(scores, clusters)
-    missing = frame[frame[["alone", "all", "cluster"]].isna().any(axis=1)]
-    if len(frame) == len(missing):
-        raise InputError(f"no item of {clusters_file} was trained alone, with all, and in its cluster; write the "
-                         "subsets with --write_subsets FILE, then train them:\n  "
-                         + sweep_command(tuple(frame["item"]), args.save_name, "FILE", args.task_dir))
-
-    def shown(value: float, se: float) -> str:
-        return "-" if np.isnan(value) else f"{value:.4g}" + ("" if np.isnan(se) else f" \N{PLUS-MINUS SIGN} {se:.2g}")
-
-    rows = [[row["item"], row["metric"], *(shown(row[kind], row[f"{kind}_se"]) for kind in TRAININGS)]
-            for row in frame.to_dict("records")]
-    rows.append(None)
-    for metric, whole in frame.drop(missing.index).groupby("metric"):  # scores of two metrics have no mean
-        # the standard error of a mean over items: their spread, which holds the seeds' as well
-        rows.append([f"mean of {len(whole)}", metric, *(shown(whole[kind].mean(), whole[kind].sem())
-                                                        for kind in TRAININGS)])
-    print_table(("item", "metric", "alone", "all", "in its cluster", "gain over alone", "gain over all"), rows,
-                fold="item", title=f"{args.split} scores, higher is better",
-                caption="\N{PLUS-MINUS SIGN} standard error over seeds, of a mean over items")
-    if len(missing):
-        print(f"warning: not trained all three ways: {', '.join(missing['item'])}", file=sys.stderr)
-    path = Path(args.results_dir) / args.save_name / "report.csv"
-    frame.to_csv(path, index=False)
-    print(f"written: {path}")

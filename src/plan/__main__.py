@@ -8,7 +8,6 @@
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +48,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--confirm_seed", type=int, metavar="SEED", help="runs of this seed do not choose, they only report (default: "
         "all choose; the optimism of the choice is estimated)")
     add("--write_subsets", metavar="FILE", help="write what to train next, for --subsets_file of the sweep")
-    add("--clusters_dir", default="clusters", help="folder of cluster files; <save_name>.txt is compared with, "
-        "<save_name>_plan.txt written (default: clusters)")
+    add("--clusters", metavar="NAME", help="clusters to compare with, a file or a name in --clusters_dir (default: "
+        "--save_name, where there are such)")
+    add("--clusters_dir", default="clusters", help="folder of cluster files; <save_name>_plan.txt is written there "
+        "(default: clusters)")
     add("--seed", type=int, default=0, help="of resamples and of the search beyond 16 items (default: 0)")
     return parser
 
@@ -70,7 +71,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def spread(worth: Worth, S: np.ndarray) -> np.ndarray:
-    """Standard deviations (N, n) of the gains of sets: of noise where measured, of the prediction else; 0 alone."""
+    """Standard deviations (N, n) of the gains of subsets: of noise where measured, of the prediction else; 0 alone."""
     deviations, noise = worth.deviations(S), confirm.noise_sd(worth)
     for s, members in enumerate(S):
         if worth.gains.is_measured(members):
@@ -90,17 +91,17 @@ def how_known(worth: Worth, members: np.ndarray) -> str:
 def rival(name: str, plan: Plan, worth: Worth, found: known.Known, optimism: confirm.Optimism | None) -> show.Rival:
     """What a plan is worth: by the scores to report where they are whole, by those that choose else."""
     own = np.arange(len(worth.weights))
-    sets = plan.of_item
+    subsets = plan.of_item
     if found.report is not None:
-        values = np.array([found.report.of(members)[i] for i, members in enumerate(sets)])
+        values = np.array([found.report.of(members)[i] for i, members in enumerate(subsets)])
         errors = np.array([found.report.errors[found.report.row[members.tobytes()], i]
                            if members.sum() > 1 and members.tobytes() in found.report.row else 0.0
-                           for i, members in enumerate(sets)])
+                           for i, members in enumerate(subsets)])
         if not np.isnan(values).any():
             errors = np.where(np.isnan(errors), confirm.noise_sd(worth), errors)
             return show.Rival(name, plan, values, values - Z90 * errors, values + Z90 * errors, found.source,
                               confirm.interval(values, worth.weights, error=fresh_error(plan, values, worth, found)))
-    values, errors = worth.of_items(sets)[own, own], spread(worth, sets)[own, own]
+    values, errors = worth.of_items(subsets)[own, own], spread(worth, subsets)[own, own]
     source = sorted({how_known(worth, members) for members in plan.subsets})
     return show.Rival(name, plan, values, values - Z90 * errors, values + Z90 * errors,
                       " and ".join(source) + (", optimism subtracted" if optimism else ""),
@@ -120,7 +121,7 @@ def compare(plan: Plan, worth: Worth, found: known.Known, args) -> list[show.Riv
     gains = worth.gains
     rivals = {"alone": partition(np.eye(len(gains.items), dtype=bool)),
               "all": partition([np.ones(len(gains.items), bool)])}
-    clusters = known.read_clusters(Path(args.clusters_dir) / f"{args.save_name}.txt", gains)
+    clusters = known.read_clusters(args, gains)
     if clusters is not None:
         rivals["clusters"] = partition(clusters)
     ours, optimism = rival("plan", plan, worth, found, None), None
@@ -155,32 +156,32 @@ def confirmed(step: rounds.Step, worth: Worth, found: known.Known, args) -> tupl
 # ---- one target -----------------------------------------------------------------------------------------------------
 
 
-def target(args, worth: Worth, found: known.Known, history: list[rounds.Round], say) -> list:
+def target(args, worth: Worth, found: known.Known, history: list[rounds.Round]) -> list:
     """Print sources and subsets ranked for one item; return what should be trained next."""
     gains, n = worth.gains, len(worth.gains.items)
     if args.target not in gains.items:
         raise InputError(f"--target {args.target}: not in these results, {did_you_mean(args.target, gains.items)}")
     at = gains.items.index(args.target)
     pairs = np.eye(n, dtype=bool) | (np.arange(n) == at)
-    sets = every_subset(n) if n <= MOST_EXACT else np.unique(np.concatenate([gains.members, pairs]), axis=0)
+    subsets = every_subset(n) if n <= MOST_EXACT else np.unique(np.concatenate([gains.members, pairs]), axis=0)
     for _ in range(n if n > MOST_EXACT else 0):  # neighbours of the best so far
-        best = sets[np.nanargmax(np.where(sets[:, at], worth.of_items(sets)[:, at], -np.inf))]
-        more = np.unique(np.concatenate([sets, best ^ np.eye(n, dtype=bool)]), axis=0)
-        if len(more) == len(sets):
+        best = subsets[np.nanargmax(np.where(subsets[:, at], worth.of_items(subsets)[:, at], -np.inf))]
+        more = np.unique(np.concatenate([subsets, best ^ np.eye(n, dtype=bool)]), axis=0)
+        if len(more) == len(subsets):
             break
-        sets = more
-    sets = sets[sets[:, at]]
-    sets = sets[worth.allowed(sets)]
-    values = worth.of_items(sets)[:, at]
+        subsets = more
+    subsets = subsets[subsets[:, at]]
+    subsets = subsets[worth.allowed(subsets)]
+    values = worth.of_items(subsets)[:, at]
     order = np.argsort(-values, kind="stable")
-    for title, rows in (("source", [s for s in order if sets[s].sum() == 2]), ("subset", list(order))):
+    for title, rows in (("source", [s for s in order if subsets[s].sum() == 2]), ("subset", list(order))):
         rows = rows[:show.MOST_RANKED]
-        width = Z90 * spread(worth, sets[rows])[:, at]
-        say.table(show.target_table(args.target, [
-            (" ".join(item for item in gains.names(sets[s]) if title == "subset" or item != args.target), values[s],
-             values[s] - w, values[s] + w, how_known(worth, sets[s])) for s, w in zip(rows, width, strict=True)],
-            gains.unit, title))
-    best, spent = sets[order[0]], rounds.count_spent(history, gains.items, args.seed)
+        width = Z90 * spread(worth, subsets[rows])[:, at]
+        show.print_ranking(args.target, [
+            (" ".join(item for item in gains.names(subsets[s]) if title == "subset" or item != args.target), values[s],
+             values[s] - w, values[s] + w, how_known(worth, subsets[s])) for s, w in zip(rows, width, strict=True)],
+            gains.unit, title)
+    best, spent = subsets[order[0]], rounds.count_spent(history, gains.items, args.seed)
     measured = how_known(worth, best) == "measured" or spent >= rounds.MOST_SPENT * n
     return [] if measured else [gains.names(best)]
 
@@ -188,29 +189,18 @@ def target(args, worth: Worth, found: known.Known, history: list[rounds.Round], 
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
-class Say:
-    """Lines and tables on standard output."""
-
-    def __init__(self):
-        from rich.console import Console
-
-        self.console = Console()
-        self.line = partial(self.console.print, highlight=False, soft_wrap=True, markup=False)
-        self.table = self.console.print
-
-
-def finish(args, following: list, why: str, say: Say) -> int:
+def finish(args, following: list, why: str) -> int:
     """Name and write what should be trained next; the exit code."""
     if not following:
-        say.line(f"settled: {why}")
+        print(f"settled: {why}")
         return 0
     following = sorted(following, key=len)
-    say.line(f"to be trained next, {len(following)} ({why}):")
+    print(f"to be trained next, {len(following)} ({why}):")
     for members in following:
-        say.line("  " + " ".join(members))
+        print("  " + " ".join(members))
     if args.write_subsets:
         write_whole(Path(args.write_subsets), "".join(" ".join(members) + "\n" for members in following))
-        say.line(f"written: {args.write_subsets}")
+        print(f"written: {args.write_subsets}")
     return LEFT
 
 
@@ -228,43 +218,39 @@ def write(args, ours: show.Rival, rivals: list[show.Rival], worth: Worth, settle
     return [folder / "plan.json", folder / "plan.png"]
 
 
-def print_plan(args, ours: show.Rival, rivals: list[show.Rival], worth: Worth, say: Say) -> None:
+def print_plan(args, ours: show.Rival, rivals: list[show.Rival], worth: Worth) -> None:
     gains = worth.gains
     keys = {members.tobytes(): " ".join(sorted(gains.names(members))) for members in ours.plan.subsets}
     ran = known.passes(Path(args.results_dir) / args.save_name, set(keys.values()))
     passes = {item: ran.get(keys[ours.plan.of_item[i].tobytes()], {}).get(item) for i, item in enumerate(gains.items)}
-    say.table(show.plan_table(ours, gains, [how_known(worth, members) for members in ours.plan.of_item],
-                              {item: times for item, times in passes.items() if times is not None}))
-    say.table(show.rivals_table(rivals, gains.unit))
-    losses = show.losses_table(gains)
-    if losses is not None:
-        say.table(losses)
-    say.line(show.predictor_line(worth.process, gains.unit))
-    say.line("no plan is worth more by these gains (exact)" if ours.plan.exact else
+    show.print_plan(rivals, gains, [how_known(worth, members) for members in ours.plan.of_item],
+                    {item: times for item, times in passes.items() if times is not None})
+    print(show.predictor_line(worth.process, gains.unit))
+    print("no plan is worth more by these gains (exact)" if ours.plan.exact else
              "found by local search: how far the best plan is from it is not known")
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
-    found, say = known.read(args), Say()
+    found = known.read(args)
     gains, file = found.gains, Path(args.results_dir) / args.save_name / "explored.txt"
     weights = known.read_weights(args.weights, gains.items)
-    say.line(f"{len(gains.items)} items, {len(gains.members)} subsets with scores, metric {', '.join(found.metrics)}, "
+    print(f"{len(gains.items)} items, {len(gains.members)} subsets with scores, metric {', '.join(found.metrics)}, "
              f"gains {UNIT_IN_WORDS[gains.unit]}")
     for members in sorted(found.failed, key=lambda members: (len(members), members)):
-        say.line(f"not proposed, its training failed: {' '.join(members)}")
+        print(f"not proposed, its training failed: {' '.join(members)}")
     lost = [item for item in gains.no_alone if (item,) in found.failed]
     if lost:
         raise InputError(f"'{lost[0]}' failed when trained alone, and without that score nobody knows what it gains; "
                          "the sweep's --retry_failed tries it again")
     missing = rounds.start_missing(gains, found.failed)
     if gains.no_alone:
-        return finish(args, missing, f"without scores alone there are no gains: {', '.join(gains.no_alone)}", say)
+        return finish(args, missing, f"without scores alone there are no gains: {', '.join(gains.no_alone)}")
     process = Process(gains.members, gains.values, args.seed)
     worth = Worth(gains, process, weights, {gains.mask(members).tobytes() for members in found.failed})
     history = rounds.read_rounds(file)
     if args.target:
-        following = target(args, worth, found, history, say)
+        following = target(args, worth, found, history)
         step = rounds.Step(partition(np.eye(len(gains.items), dtype=bool)), 0.0, following, "the best is measured"
                            if not following else "the best of all, but not measured", kind="plan")
     else:
@@ -275,11 +261,11 @@ def main(arguments: list[str] | None = None) -> int:
         if not following and args.confirm_seed is not None:
             plan, following, why = confirmed(step, worth, found, args)
         rivals = compare(plan, worth, found, args)
-        print_plan(args, rivals[-1], rivals, worth, say)
-        say.line("written: " + ", ".join(map(str, write(args, rivals[-1], rivals, worth, not following))))
+        print_plan(args, rivals[-1], rivals, worth)
+        print("written: " + ", ".join(map(str, write(args, rivals[-1], rivals, worth, not following))))
     if args.write_subsets and step.next:
         write_whole(file, rounds.write_rounds(rounds.record(history, step)))
-    return finish(args, following, why, say)
+    return finish(args, following, why)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Worth:
         return Worth(replace(self.gains, values=values), process, self.weights, self.excluded)
 
     def of_items(self, S: np.ndarray) -> np.ndarray:
-        """(N, n) for sets (N, n) bool; NaN of items that are no members."""
+        """(N, n) for subsets (N, n) bool; NaN of items that are no members."""
         found = self.process.means(S)
         for s, members in enumerate(S):
             row = self.gains.row.get(members.tobytes())
@@ -72,11 +72,11 @@ class Worth:
         return found
 
     def allowed(self, S: np.ndarray) -> np.ndarray:
-        """(N,): which sets may be in a plan, as their training has not failed."""
+        """(N,): which subsets may be in a plan, as their training has not failed."""
         return np.array([members.tobytes() not in self.excluded for members in S], bool)
 
     def measured(self) -> np.ndarray:
-        """The sets (m, n) that were trained, and each item alone."""
+        """The subsets (m, n) that were trained, and each item alone."""
         trained = [members for members in self.gains.members if self.gains.is_measured(members)]
         return np.unique([*trained, *np.eye(len(self.weights), dtype=bool)], axis=0)
 
@@ -300,22 +300,22 @@ def choose(worth: Worth, budget: int | None = None, overlap: bool = False, optim
            pool: np.ndarray | None = None, seed: int = 0, start: Plan | None = None, kicks: int = KICKS) -> Plan:
     """The best plan by what subsets are worth; without overlap every item is in one subset.
 
-    pool (N, n): the only sets to choose among (default: all there are); start: a plan that the search begins from.
+    pool (N, n): the only subsets to choose among (default: all there are); start: a plan that the search begins from.
     Raises InputError where a budget cannot serve all items.
     """
     n = len(worth.weights)
     if n > (MOST_EXACT_OVERLAP if overlap else MOST_EXACT):
         return _by_search(worth, budget, overlap, optimistic, pool, seed, start, kicks)
-    every, sets = every_subset(n), every_subset(n)[1:] if pool is None else pool
-    masks = sets @ (1 << np.arange(n))
+    every, subsets = every_subset(n), every_subset(n)[1:] if pool is None else pool
+    masks = subsets @ (1 << np.arange(n))
     if not overlap:
         values = np.full(2**n, IMPOSSIBLE)
-        values[0], values[masks] = 0.0, worth.totals(sets, optimistic)
+        values[0], values[masks] = 0.0, worth.totals(subsets, optimistic)
         return partition(every[best_partition(values, budget)], exact=True)
     of_items, deviations, allowed = np.zeros(every.shape), np.zeros(every.shape), np.zeros(2**n, bool)
-    of_items[masks], allowed[masks] = worth.of_items(sets) * worth.weights, worth.allowed(sets)
+    of_items[masks], allowed[masks] = worth.of_items(subsets) * worth.weights, worth.allowed(subsets)
     if optimistic:
-        deviations[masks] = worth.deviations(sets) * worth.weights
+        deviations[masks] = worth.deviations(subsets) * worth.weights
     return best_cover(of_items, deviations, allowed, budget)
 
 

@@ -12,10 +12,9 @@ from src.cli import InputError, did_you_mean, warn
 from src.gains import Gains, choose_metrics, fill, read_gains, unit_of
 from src.names import natural_order
 from src.plan.rounds import failed_subsets
+from src.results import MEASURED
 from src.scores import SCORED, read_scores
 from src.tasks.catalogue import main_metrics
-
-MEASURED = tuple(status for status in SCORED if status != "estimated")
 
 
 @dataclass
@@ -114,9 +113,12 @@ def read_weights(path: str | None, items: tuple[str, ...]) -> np.ndarray:
     return np.array(list(weights.values()))
 
 
-def read_clusters(path: Path, gains: Gains) -> list[np.ndarray] | None:
-    """The clusters of a file as (n,) bool, items that it does not hold each alone; None where it is of other items."""
-    if not path.is_file():
+def read_clusters(args, gains: Gains) -> list[np.ndarray] | None:
+    """The clusters to compare with as (n,) bool, items of none each alone; None where there are none of these items."""
+    path = Path(args.clusters_dir) / f"{args.save_name}.txt"
+    if args.clusters:
+        path = subsets.cluster_file("--clusters", args.clusters, args.clusters_dir)
+    elif not path.is_file():
         return None
     clusters = subsets.read_clusters(path)
     strange = sorted({item for cluster in clusters for item in cluster} - set(gains.items), key=natural_order)

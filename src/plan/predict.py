@@ -1,4 +1,4 @@
-"""Predict the gains of subsets that were never trained: a Gaussian process for each item, over the sets that hold it.
+"""Predict the gains of subsets that were never trained, by a Gaussian process for each item over those that hold it.
 
 The kernel is k(S, T) = (1 - c) (J(S, T) - 1 / (|S| |T|)) + c with the Jaccard index J. J({i}, T) = 1 / |T|, so the
 second term takes from it what is known of the item alone (a Schur complement), and what remains is 0 there, as is c by
@@ -12,13 +12,13 @@ import numpy as np
 
 SHARES = (0.0, 0.15, 0.4, 0.7)  # c
 NOISES = (0.002, 0.02, 0.1, 0.4)  # variance of the noise, in units of the item's scale
-MOST_TUNED = 300  # sets of an item that choose c and noise and give the variances; all of them give the means
-CHUNK = 4096  # sets whose kernel is in memory at once
+MOST_TUNED = 300  # subsets of an item that choose c and noise and give the variances; all of them give the means
+CHUNK = 4096  # subsets whose kernel is in memory at once
 Z90 = 1.645  # half the width of a 90 % interval, in standard deviations
 
 
 def kernel(S: np.ndarray, T: np.ndarray, c: float) -> np.ndarray:
-    """(a, b) of the sets S (a, n) and T (b, n) bool; exactly 0 where one of the two is an item alone."""
+    """(a, b) of the subsets S (a, n) and T (b, n) bool; exactly 0 where one of the two is an item alone."""
     shared = S.astype(np.float32) @ T.T.astype(np.float32)  # counts: exact
     size_s, size_t = S.sum(1)[:, None].astype(float), T.sum(1).astype(float)
     value = (1 - c) * (shared / (size_s + size_t - shared) - 1 / (size_s * size_t)) + c
@@ -40,24 +40,24 @@ class Process:
     def __init__(self, members: np.ndarray, values: np.ndarray, seed: int = 0):
         """members (m, n) bool; values (m, n), NaN of what is not known. Items alone are left out."""
         together = members.sum(1) > 1
-        self.sets, known = members[together], ~np.isnan(values[together])
+        self.subsets, known = members[together], ~np.isnan(values[together])
         self.values = np.where(known, values[together], 0.0)
         self.rows = [np.flatnonzero(column) for column in known.T]
         rng = np.random.default_rng(seed)
         self.tuned = [rows if len(rows) <= MOST_TUNED else np.sort(rng.choice(rows, MOST_TUNED, replace=False))
                       for rows in self.rows]
         self.c, self.noise = self._choose()
-        self.weights = np.zeros(self.values.shape)  # (m, n): the means are k(S, sets) @ weights
+        self.weights = np.zeros(self.values.shape)  # (m, n): the means are k(S, subsets) @ weights
         self.scale = np.zeros(members.shape[1])  # variance of each item's gains
         self.errors = np.full(members.shape[1], np.nan)  # (n,): root mean square of the leave-one-out residuals
-        self.solvers: list[np.ndarray] = []  # (K + noise)^-1 of each item's sets
-        self.inverses: list[np.ndarray] = []  # the same of the tuned sets
+        self.solvers: list[np.ndarray] = []  # (K + noise)^-1 of each item's subsets
+        self.inverses: list[np.ndarray] = []  # the same of the tuned subsets
         self.error, self.rank_correlation, self.coverage = self._fit()
 
     def _choose(self) -> tuple[float, float]:
         best, best_density = (SHARES[0], NOISES[1]), -np.inf
         for c in SHARES:
-            kernels = [kernel(self.sets[rows], self.sets[rows], c) for rows in self.tuned]
+            kernels = [kernel(self.subsets[rows], self.subsets[rows], c) for rows in self.tuned]
             for noise in NOISES:
                 density = 0.0
                 for i, (rows, K) in enumerate(zip(self.tuned, kernels, strict=True)):
@@ -74,14 +74,14 @@ class Process:
 
         residuals, covered, ranks = [], [], []
         for i, rows in enumerate(self.rows):
-            y, K = self.values[rows, i], kernel(self.sets[rows], self.sets[rows], self.c)
+            y, K = self.values[rows, i], kernel(self.subsets[rows], self.subsets[rows], self.c)
             inverse, residual, variance = leave_one_out(K, y, self.noise)
             self.weights[rows, i] = inverse @ y
             self.solvers.append(inverse)
             if len(rows):
                 self.scale[i] = (residual**2 / variance).mean()
             self.inverses.append(inverse if len(self.tuned[i]) == len(rows) else np.linalg.inv(
-                kernel(*[self.sets[self.tuned[i]]] * 2, self.c) + self.noise * np.eye(MOST_TUNED)))
+                kernel(*[self.subsets[self.tuned[i]]] * 2, self.c) + self.noise * np.eye(MOST_TUNED)))
             if len(rows) > 2:
                 residuals.append(residual)
                 self.errors[i] = np.sqrt((residual**2).mean())
@@ -98,7 +98,7 @@ class Process:
                 float(np.concatenate(covered).mean()))
 
     def with_values(self, members: np.ndarray, values: np.ndarray) -> "Process":
-        """The process of other gains of the same sets, of the same c, noise and scale: quick, as it is linear."""
+        """The process of other gains of the same subsets, of the same c, noise and scale: quick, as it is linear."""
         other = copy.copy(self)
         together = members.sum(1) > 1
         other.values = np.where(np.isnan(values[together]), 0.0, values[together])
@@ -108,8 +108,8 @@ class Process:
         return other
 
     def means(self, S: np.ndarray) -> np.ndarray:
-        """Gains (N, n) predicted for the sets S (N, n) bool; NaN of an item that is no member."""
-        parts = [kernel(S[at:at + CHUNK], self.sets, self.c) @ self.weights for at in range(0, len(S), CHUNK)]
+        """Gains (N, n) predicted for the subsets S (N, n) bool; NaN of an item that is no member."""
+        parts = [kernel(S[at:at + CHUNK], self.subsets, self.c) @ self.weights for at in range(0, len(S), CHUNK)]
         return np.where(S, np.concatenate(parts) if parts else np.zeros(S.shape), np.nan)
 
     def variances(self, S: np.ndarray) -> np.ndarray:
@@ -119,7 +119,7 @@ class Process:
         prior = np.where(size > 1, (1 - self.c) * (1 - 1 / np.maximum(size, 1) ** 2) + self.c, 0.0)
         for at in range(0, len(S), CHUNK):
             part = S[at:at + CHUNK]
-            K = kernel(part, self.sets, self.c)
+            K = kernel(part, self.subsets, self.c)
             for i, (rows, inverse) in enumerate(zip(self.tuned, self.inverses, strict=True)):
                 inside = np.flatnonzero(part[:, i])
                 k = K[np.ix_(inside, rows)]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from src.gains import Gains
+from src.cli import print_table
+from src.gains import Gains, amount
 from src.plan.choose import Plan
 from src.plan.predict import Process
 
@@ -31,81 +32,56 @@ class Rival:
     chance: float | None = None
 
 
-def amount(value: float, unit: str) -> str:
-    """A gain with its sign, relative ones in percent; `-` where there is none."""
-    if np.isnan(value):
-        return "-"
-    return f"{100 * value:+.2f} %" if unit == "relative" else f"{value:+.4f}"
-
-
 def within(low: float, high: float, unit: str) -> str:
     return "-" if np.isnan(low) else f"{amount(low, unit).removesuffix(' %')} to {amount(high, unit)}"
 
 
-def _numbers(*names: str) -> list:
-    """Columns whose numbers are not broken into lines."""
-    from rich.table import Column
-
-    return [Column(name, no_wrap=True) for name in names]
-
-
-def plan_table(plan: Rival, gains: Gains, how: list[str], passes: dict[str, float]):
-    """A line for each item, under the subset that serves it."""
-    from rich.table import Column, Table
-
-    folded = [Column(name, overflow="fold") for name in ("subset", "serves")]  # never cut a name
-    table = Table(*folded, *_numbers("gain", "90 % interval"), "known by", "passes",
-                  title=f"plan: {len(plan.plan.subsets)} subsets; gains over alone: {plan.source}",
-                  caption="passes: how often the training went over the item's rows")
-    for s, members in enumerate(plan.plan.subsets):
-        for place, i in enumerate(np.flatnonzero(plan.plan.served == s)):
+def print_plan(rivals: list[Rival], gains: Gains, how: list[str], passes: dict[str, float]) -> None:
+    """The plan, a line for each item under the subset that serves it, beside what else each item could gain by; then
+    all rivals as wholes, and the losses. how, passes: of the items, in the plan.
+    """
+    *others, ours = [rival for rival in rivals if rival.name != "alone"]
+    rows: list[list[str] | None] = []
+    for s, members in enumerate(ours.plan.subsets):
+        for place, i in enumerate(np.flatnonzero(ours.plan.served == s)):
             item = gains.items[i]
-            table.add_row("" if place else " ".join(gains.names(members)), item, amount(plan.gains[i], gains.unit),
-                          within(plan.low[i], plan.high[i], gains.unit) if members.sum() > 1 else "-", how[i],
-                          f"{passes[item]:.3g}" if item in passes else "-")
-        table.add_section()
-    return table
+            rows.append(["" if place else " ".join(gains.names(members)), item, amount(ours.gains[i], gains.unit),
+                         within(ours.low[i], ours.high[i], gains.unit) if members.sum() > 1 else "-", how[i],
+                         *(amount(other.gains[i], gains.unit) for other in others),
+                         f"{passes[item]:.3g}" if item in passes else "-"])
+        rows.append(None)
+    print_table(("subset", "serves", "gain", "90 % interval", "known by", *(f"by {other.name}" for other in others),
+                 "passes"), rows, fold="subset",
+                title=f"plan: {len(ours.plan.subsets)} subsets; gains over alone: {ours.source}",
+                caption="passes: how often the training went over the item's rows")
+    print_table(("", "subsets", "gain", "90 % interval", "known by", "plan is better"), [
+        (rival.name, str(len(rival.plan.subsets)), amount(rival.total[0], gains.unit),
+         "-" if rival.name == "alone" else within(*rival.total[1:], gains.unit), rival.source,
+         "-" if rival.chance is None else f"{rival.chance:.0%}") for rival in rivals],
+        title="gain over alone, mean over items", caption="plan is better: how likely that is")
+    print_losses(gains)
 
 
-def rivals_table(rivals: list[Rival], unit: str):
-    from rich.table import Table
-
-    table = Table("", "subsets", *_numbers("gain", "90 % interval"), "known by", "plan is better",
-                  title="gain over alone, mean over items", caption="plan is better: how likely that is")
-    for rival in rivals:
-        gain, low, high = rival.total
-        table.add_row(rival.name, str(len(rival.plan.subsets)), amount(gain, unit),
-                      "-" if rival.name == "alone" else within(low, high, unit), rival.source,
-                      "-" if rival.chance is None else f"{rival.chance:.0%}")
-    return table
-
-
-def losses_table(gains: Gains):
-    """Who loses with whom, by how much: the largest measured losses over alone; None where nobody does."""
-    from rich.table import Column, Table
-
+def print_losses(gains: Gains) -> None:
+    """Who loses with whom, by how much: the largest measured losses over alone."""
     values = np.where(gains.estimated[:, None], np.nan, gains.values)
     found = sorted((values[s, i], s, i) for s, i in zip(*np.nonzero(values < 0), strict=True))
-    if not found:
-        return None
-    table = Table("item", Column("trained with", overflow="fold"), *_numbers("gain over alone"),
-                  title=f"negative transfer: {min(len(found), MOST_LOSSES)} of {len(found)} measured losses")
+    rows = []
     for value, s, i in found[:MOST_LOSSES]:
         others = [name for name in gains.names(gains.members[s]) if name != gains.items[i]]
         error = gains.errors[s, i]
-        table.add_row(gains.items[i], " ".join(others), amount(value, gains.unit)
-                      + ("" if np.isnan(error) else f" \N{PLUS-MINUS SIGN} {amount(error, gains.unit)[1:]}"))
-    return table
+        rows.append((gains.items[i], " ".join(others), amount(value, gains.unit)
+                     + ("" if np.isnan(error) else f" \N{PLUS-MINUS SIGN} {amount(error, gains.unit)[1:]}")))
+    if rows:
+        print_table(("item", "trained with", "gain over alone"), rows, fold="trained with",
+                    title=f"negative transfer: {len(rows)} of {len(found)} measured losses")
 
 
-def target_table(item: str, rows: list[tuple[str, float, float, float, str]], unit: str, title: str):
+def print_ranking(item: str, rows: list[tuple[str, float, float, float, str]], unit: str, title: str) -> None:
     """rows: subset or source, gain, low, high, how known; the best first."""
-    from rich.table import Column, Table
-
-    table = Table(Column(title, overflow="fold"), *_numbers(f"gain of {item}", "90 % interval"), "known by")
-    for name, gain, low, high, how in rows[:MOST_RANKED]:
-        table.add_row(name, amount(gain, unit), within(low, high, unit), how)
-    return table
+    print_table((title, f"gain of {item}", "90 % interval", "known by"), [
+        (name, amount(gain, unit), within(low, high, unit), how) for name, gain, low, high, how in rows[:MOST_RANKED]],
+        fold=title)
 
 
 def predictor_line(process: Process, unit: str) -> str:
