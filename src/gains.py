@@ -160,7 +160,9 @@ def fill(measured: Gains, estimated: Gains) -> Gains:
 
 
 def amount(value: float, unit: str) -> str:
-    """A gain with its sign, relative ones in percent; `-` where there is none."""
+    """A gain with its sign, relative ones in percent, or with `score` a score; `-` where there is none."""
     if np.isnan(value):
         return "-"
+    if unit == "score":
+        return f"{value:.4f}"
     return f"{100 * value:+.2f} %" if unit == "relative" else f"{value:+.4f}"

@@ -16,6 +16,7 @@ NOT_A_SCORE = ("gen_len",)  # neither higher nor lower is better
 RUN_COLUMNS = ("run_id", "status", "seed", "item", "trained_on", "split", "metric", "value")
 SCORED = (*MEASURED, "estimated")  # statuses of runs that have scores, those that count for more first
 UNKNOWN_WHERE_EMPTY = ("config_hash", "template_hash", "content_hash", "trained_hash")  # imported, or older
+UNTRAINED = "none"  # trained_on of a model that was scored as it is
 MOST_NAMED = 4  # settings in one error line
 
 
@@ -187,6 +188,12 @@ def _reject_duplicates(path: Path, frame, keys: list[str]) -> None:
         line = repeated.index[repeated][0]
         raise InputError(f"{path}, line {line + 2}: a second row for "
                          + ", ".join(f"{key} '{frame.loc[line, key]}'" for key in keys) + "; remove one of them")
+
+
+def transferred(scores) -> np.ndarray:
+    """(rows,) bool: which scores are of items that were not trained, but others were: transfer."""
+    return np.array([row.trained_on != UNTRAINED and row.item not in row.trained_on.split()
+                     for row in scores[["trained_on", "item"]].itertuples()], bool)
 
 
 # ---- choose ---------------------------------------------------------------------------------------------------------

@@ -230,6 +230,58 @@ def test_what_clusters_are_worth_in_losses_is_relative(quick, capsys):
     assert f"clusters {100 * worth['gain']:+.2f} %" in capsys.readouterr().out
 
 
+def transfer(strength: float = 1.0, noise: float = 0.05) -> list[dict]:
+    """Rows of each item after training on each other one alone, better within a group; and on d, which is no target."""
+    rng = np.random.default_rng(0)
+    return [row(source, target, 50 + strength * (source[0] == target[0]) + noise * rng.normal(), seed=seed)
+            for source in (*ITEMS, "d1") for target in ITEMS if source != target for seed in (0, 1)]
+
+
+def test_transfer_is_read_clustered_and_ranked(here, capsys):
+    write_runs(here / "results/x", transfer())
+    run()
+    out = capsys.readouterr().out
+    assert "9 items that are sources and targets; not d1" in out and "structure found" in out
+    assert lists.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
+    best = {cells[1].strip(): cells[2] for cells in (line.split("│") for line in out.splitlines()) if len(cells) == 5}
+    assert "a2 5" in best["a1"] and "a3 5" in best["a1"] and "c1 5" in best["c3"]
+    folder = here / "results/x"
+    wide = pd.read_csv(folder / "transfer.csv", index_col=0)
+    assert list(wide.columns) == [*ITEMS, "d1"] and wide.loc["d1"].isna().all() and wide.loc["a1", "a2"] > 50.5
+    long = pd.read_csv(folder / "transfer_long.csv").set_index(["item", "partner"])
+    assert long.loc[("a1", "d1"), "n"] == 1 and long.loc[("a1", "d1"), "se"] > 0
+    assert (folder / "transfer.png").exists() and not (folder / "affinity.csv").exists()
+    record = json.loads((folder / "clusters.json").read_text())
+    assert record["transfer"] and record["items"] == ITEMS and record["worth"] is None
+
+
+def test_transfer_stands_beside_affinities(quick, capsys):
+    """Held-out scores change nothing of the affinities; --transfer clusters by them."""
+    write_runs(quick / "results/x", sweep(PAIRS))
+    run()
+    folder, before = quick / "results/x", (quick / "results/x/affinity.csv").read_text()
+    assert not (folder / "transfer.csv").exists()
+    with pytest.raises(InputError, match="--transfer: these results have no scores of items that were not trained"):
+        run("--transfer")
+    held_out = [one | {"item": "z9", "value": 1.0} for one in sweep([("a1", "a2"), ("b1", "b2")])[::2]]
+    write_runs(folder, [*sweep(PAIRS), *held_out, row("none", "a1", 3)])
+    run()
+    assert (folder / "affinity.csv").read_text() == before
+    wide = pd.read_csv(folder / "transfer.csv", index_col=0)
+    assert list(wide.index[wide.notna().any(axis=1)]) == ["z9"] and wide.loc["z9"].notna().sum() == 4
+    write_runs(folder, [*sweep(PAIRS), *transfer(), *sweep(ALONE)])
+    run("--transfer", "--num_clusters", "3")
+    out = capsys.readouterr().out
+    assert "clustered is transfer" in out and "a1 a2 a3 were not trained together" in out
+    assert lists.read_clusters("--extend", "clusters/x.txt", "clusters") == GROUPS
+
+
+def test_transfer_that_is_missing_is_named(quick):
+    write_runs(quick / "results/x", [one for one in transfer() if one["trained_on"][0] == "a" or one["item"][0] == "b"])
+    with pytest.raises(InputError, match=r"without transfer both ways: (.*\n)+To fill them, .* --eval_task_names"):
+        run()
+
+
 def test_templates_of_one_task_get_the_command_for_instructions(quick, capsys):
     items = ["rte_-1", "rte_0", "rte_1", "rte_2"]
     pairs = list(itertools.combinations(items, 2))

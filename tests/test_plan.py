@@ -400,6 +400,41 @@ def test_target(place, capsys):
     assert lines[0].split()[1] == "d" and "+10.00 %" in lines[0] and not (place / "plan.json").exists()
 
 
+def test_target_of_transfer(place, capsys):
+    """t was never trained: its sources are ranked by its scores after them; where it was alone, or scored as the model
+    was, by what they bring over that.
+    """
+    rows = [row(names, "t", value, metric="accuracy", seed=seed) for seed in (0, 1)
+            for names, value in (("a", 0.5), ("b", 0.7), ("a b", 0.6))]
+    more = [row("a", "a", 0.3, metric="accuracy"), row("b", "a", 0.1, metric="accuracy")]
+
+    def ranked(*others) -> tuple[str, list[list[str]]]:
+        write_runs(place, [*rows, *more, *others])
+        assert plan("--target", "t") == 0
+        text = capsys.readouterr().out
+        return text, [[cell.strip() for cell in line.split("│")[1:4]] for line in text.splitlines() if line[:1] == "│"]
+
+    text, lines = ranked()
+    assert "transfer to t: not trained alone, so scores" in text and "score of t" in text and "settled" in text
+    assert lines == [["b", "0.7000", "0.7000 to 0.7000"], ["a b", "0.6000", "0.6000 to 0.6000"],
+                     ["a", "0.5000", "0.5000 to 0.5000"]]
+    text, lines = ranked(row("none", "t", 0.55, metric="accuracy"))
+    assert "over the model as it was" in text and [line[:2] for line in lines] == [
+        ["b", "+0.1500"], ["a b", "+0.0500"], ["a", "-0.0500"]]
+    rows.append(row("t", "t", 0.75, metric="accuracy"))
+    rows.append(row("a t", "t", 0.8, metric="accuracy"))
+    write_runs(place, [*rows, *more])
+    assert plan("--target", "t") == 3  # of what is trained with it as well: a t is measured, but all three are not
+    text = capsys.readouterr().out
+    assert "transfer to t: over alone" in text and "-0.0500" in text and "+0.0500" in text
+    assert "did you mean" in error_of(capsys, "--target", "tt") or "allowed: a, t" in error_of(capsys, "--target", "tt")
+
+
+def test_transfer_alone_is_no_plan(place, capsys):
+    write_runs(place, [row("a", "t", 0.5, metric="accuracy"), row("a", "u", 0.5, metric="loss")])
+    assert "no item was scored after training on itself" in error_of(capsys, "--metric", "t=accuracy", "u=loss")
+
+
 # ---- which scores ---------------------------------------------------------------------------------------------------
 
 

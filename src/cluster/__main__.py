@@ -18,9 +18,9 @@ import numpy as np
 from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script
 from src.cluster import affinity, choose, evidence, plots, rounding, sdp, worth
 from src.cluster.lists import sweep_command, write_lines
-from src.cluster.show import show
+from src.cluster.show import show, show_transfer
 from src.files import write_whole
-from src.scores import oriented, read_scores, results_file
+from src.scores import UNTRAINED, oriented, read_scores, results_file, transferred
 from src.tasks.catalogue import main_metrics
 
 SIGNIFICANT = 0.05
@@ -36,6 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
         "ridge regression on who else was in the subset: better for subsets of 5 and more (default: mean)")
     add("--sizes", type=int, nargs="+", default=[], metavar="N", help="take subsets of so many items (default: of the "
         "size that was trained most often, so that alone, all and what a plan had trained do not confirm themselves)")
+    add("--transfer", action="store_true", help="cluster by transfer, the scores of items that were not trained, made "
+        "symmetric (default: where nothing was trained together)")
     add("--impute", action="store_true", help="go on where more than 20 %% of the pairs were never trained together, "
         "with the row's mean in their place (default: an error that names them; up to 20 %% a warning)")
     add("--num_clusters", default="auto", help="number of clusters, or auto (default: auto)")
@@ -81,15 +83,37 @@ def sizes_in_words(scores) -> str:
                      for size, count in sorted(sizes.items()))
 
 
-def take_sizes(scores, sizes: list[int]):
+def take_sizes(scores, sizes: list[int], least: int):
     """The scores of subsets of the sizes asked for, said where others were trained, too."""
-    chosen = affinity.of_sizes(scores, sizes)
+    chosen = affinity.of_sizes(scores, sizes, least)
     if chosen.empty:
         raise InputError(f"--sizes {' '.join(map(str, sizes)) or '(not given)'}: these results have no subset of that "
                          f"size; trained are {sizes_in_words(scores)}")
     if len(chosen) < len(scores):
         print(f"affinities of {sizes_in_words(chosen)}; trained are also others: {sizes_in_words(scores)} (--sizes)")
     return chosen
+
+
+def matrices(scores, args: argparse.Namespace) -> tuple[affinity.Affinity, affinity.Affinity | None]:
+    """What is clustered, and the directed matrix of transfer, where there are scores of it.
+
+    Affinities are clustered, or transfer where it is asked for or nothing was trained together.
+    """
+    other = scores[transferred(scores)]
+    own = scores[~transferred(scores) & (scores["trained_on"] != UNTRAINED)]
+    if args.transfer and other.empty:
+        raise InputError("--transfer: these results have no scores of items that were not trained")
+    by_transfer = args.transfer or not (other.empty or own["trained_on"].str.contains(" ").any())
+    sizes = args.sizes if by_transfer else []
+    ridge = args.estimator == "ridge"
+    directed = None if other.empty else affinity.build(take_sizes(other, sizes, least=1), ridge, transfer=True)
+    if not by_transfer:
+        return affinity.build(take_sizes(own, args.sizes, least=2), ridge), directed
+    found = directed.square()
+    left = [item for item in directed.items if item not in found.items]
+    print(f"clustered is transfer, {len(found.items)} items that are sources and targets"
+          + (f"; not {', '.join(left)}" if left else ""))
+    return found, directed
 
 
 def what_it_is_worth(scores, found: affinity.Affinity, labels: np.ndarray, save_name: str) -> dict | None:
@@ -103,13 +127,19 @@ def what_it_is_worth(scores, found: affinity.Affinity, labels: np.ndarray, save_
     return vars(gains)
 
 
-def draw(folder: Path, found: affinity.Affinity, labels: np.ndarray, hubs: str, curve: list[dict]) -> None:
-    """The pictures of the matrix and of the choice of the number of clusters."""
+def write_matrix(folder: Path, found: affinity.Affinity, resamples: np.ndarray | None, clusters: list[list[str]],
+                 hubs: str) -> str:
+    """The tables and the heat map of a matrix, affinity or transfer; their names, in words."""
+    name, how = ("transfer", "after") if found.transfer else ("affinity", "with")
+    for suffix, table in zip(("", "_long"), found.tables(resamples), strict=True):
+        write_whole(folder / f"{name}{suffix}.csv", table.to_csv(index=not suffix))
     metrics = sorted(set(found.metrics.values()))
-    plots.heat_map(folder / "affinity.png", found.T, sdp.z_scores(found.T, hubs), list(found.items), labels,
+    place = {item: c for c, cluster in enumerate(clusters) for item in cluster}
+    plots.heat_map(folder / f"{name}.png", found.T, sdp.z_scores(found.T, hubs), list(found.items),
+                   np.array([place.get(item, -1) for item in found.items]),
                    ", ".join(metrics[:3]) + (", ..." if len(metrics) > 3 else "") + ", in standard deviations from the "
-                   + ("row's mean" if hubs == "keep" else "row's mean, hubs removed"))
-    plots.number_of_clusters(folder / "num_clusters.png", curve, int(labels.max()) + 1)
+                   + ("row's mean" if hubs == "keep" else "row's mean, hubs removed"), how)
+    return f"{name}.csv {name}_long.csv {name}.png"
 
 
 def write_subsets(args: argparse.Namespace, items: tuple[str, ...], clusters: list[list[str]]) -> None:
@@ -128,8 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     clusters_file, source = Path(args.clusters_dir) / f"{name}.txt", results_file(folder, args.split)
     everything = oriented(read_scores(folder, args.split, args.config_hash, content_hash=args.content_hash),
                           args.metric, partial(main_metrics, task_dir=args.task_dir))
-    scores = take_sizes(everything, args.sizes)
-    found = affinity.build(scores, ridge=args.estimator == "ridge")
+    found, directed = matrices(everything, args)
     old = choose.old_labels(found.items, args)
     unseen = choose.check_coverage(found, old, args)
     rng = np.random.default_rng(args.seed)
@@ -142,17 +171,20 @@ def main(arguments: list[str] | None = None) -> int:
     clusters = [row["members"] for row in per_cluster]
 
     write_lines(clusters_file, clusters)
-    for file, table in zip(("affinity.csv", "affinity_long.csv"), found.tables(resamples), strict=True):
-        write_whole(folder / file, table.to_csv(index=file == "affinity.csv"))
-    draw(folder, found, labels, hubs, curve)
+    files = [] if found.transfer else [write_matrix(folder, found, resamples, clusters, hubs)]
+    if directed is not None:
+        files.append(write_matrix(folder, directed, directed.resample(args.bootstrap, rng), clusters,
+                                  hubs if found.transfer else "keep"))
+    plots.number_of_clusters(folder / "num_clusters.png", curve, int(labels.max()) + 1)
     alike = None if args.reference is None else choose.adjusted_rand_index(found.items, labels, args)
     record = {
         "clusters": clusters, "per_cluster": per_cluster, "certificate": certificate, "p_value": p,
         "structure_found": p <= SIGNIFICANT, "hubs": hubs, "evidence": {way: vars(each) for way, each in tests.items()},
         "hub_shares": dict(zip(found.items, sdp.shares_of_hubs(found.T).round(4).tolist(), strict=True)),
         "adjusted_rand_index": alike, "curve": curve, "missing_pairs": unseen,
-        "metrics": found.metrics, "subsets": len(found.scores), "estimated_scores": int(scores["estimated"].sum()),
-        "items": found.items, "affinity": np.where(np.isnan(found.T), None, found.T).tolist(),
+        "metrics": found.metrics, "subsets": len(found.scores), "estimated_scores": int(everything["estimated"].sum()),
+        "items": found.items, "transfer": found.transfer,
+        "affinity": np.where(np.isnan(found.T), None, found.T).tolist(),
         "coassignment": None if coassignment is None else coassignment.round(4).tolist(),
         "arguments": vars(args), "results_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         "numpy": np.__version__, "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -160,8 +192,9 @@ def main(arguments: list[str] | None = None) -> int:
     show(args, S, labels, record)
     record["worth"] = what_it_is_worth(everything, found, labels, args.save_name)
     write_whole(folder / "clusters.json", json.dumps(record, indent=1) + "\n")
-    print(f"written: {clusters_file} and, in {folder}/, affinity.csv affinity_long.csv affinity.png num_clusters.png "
-          "clusters.json")
+    if directed is not None:
+        show_transfer(directed)
+    print(f"written: {clusters_file} and, in {folder}/, {' '.join(files)} num_clusters.png clusters.json")
     if args.write_subsets:
         write_subsets(args, found.items, clusters)
     return 0

@@ -6,16 +6,19 @@ This is the affinity of Li, Sharma and Zhang (2023), "Approximate Clustering for
 Multi-Instruction Tuning", from validation scores, turned so that higher is better; sdp.py goes on from it with (2). A
 subset's score is the mean over its seeds. The diagonal is not defined (NaN), and neither is a pair never trained
 together.
+
+Transfer is the same over the subsets that hold j, but not i: how well target i does after training on source j.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from src.cli import InputError
 from src.names import natural_order
+from src.scores import UNTRAINED, transferred
 
 FEW_MISSING = 0.2  # up to this share of missing pairs is a warning
 
@@ -24,8 +27,9 @@ FEW_MISSING = 0.2  # up to this share of missing pairs is a warning
 class Affinity:
     """Scores of n items after s subsets, and the affinities they give.
 
-    scores (s, n): NaN where the item is not in the subset or has no score; higher is better. variance (s, n): of each
-    score, over seeds; NaN with one seed. members (s, n): which items the subset holds.
+    scores (s, n): NaN where the item is not in the subset (of transfer: where it is) or has no score; higher is better.
+    variance (s, n): of each score, over seeds; NaN with one seed. members (s, n): which items the subset holds.
+    metrics: of the items that have scores.
     """
 
     items: tuple[str, ...]
@@ -34,6 +38,7 @@ class Affinity:
     variance: np.ndarray
     members: np.ndarray
     ridge: bool = False
+    transfer: bool = False
 
     @cached_property
     def n(self) -> np.ndarray:
@@ -78,7 +83,8 @@ class Affinity:
     def se(self) -> np.ndarray:
         """Standard error of T (n, n): over subsets where there are several, and at least that over their seeds."""
         seen, members = ~np.isnan(self.scores), self.members.astype(float)
-        values = np.where(seen, self.scores - np.nanmean(self.scores, 0), 0)  # centred: the squares must not cancel
+        mean = np.where(seen, self.scores, 0).sum(0) / np.maximum(seen.sum(0), 1)
+        values = np.where(seen, self.scores - mean, 0)  # centred: the squares must not cancel
         unknown = (np.isnan(self.variance) & seen).T @ members > 0
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = values.T @ members / self.n
@@ -98,7 +104,8 @@ class Affinity:
         if np.isnan(self.se).all():
             return None
         scale = np.sqrt((self.n + 1) / np.maximum(self.n - 1, 1))
-        variance, spread = self.se**2 * self.n, np.nanstd(self.T, axis=1)  # variance: of one observation
+        variance, spread = self.se**2 * self.n, np.nanstd(np.where(self.n.any(1)[:, None], self.T, 0), axis=1)
+        # variance: of one observation
         known = ~np.isnan(variance)
         with np.errstate(divide="ignore", invalid="ignore"):
             typical = np.sqrt(np.where(known, variance, 0).sum(1) / known.sum(1))
@@ -130,28 +137,37 @@ class Affinity:
         unknown = self.n[i, j] == 0
         names = np.array(self.items)
         long = pd.DataFrame({
-            "item": names[i], "partner": names[j], "metric": [self.metrics[name] for name in names[i]],
+            "item": names[i], "partner": names[j], "metric": [self.metrics.get(name, "") for name in names[i]],
             "mean": self.T[i, j], "se": se[i, j], "low": np.where(unknown, np.nan, low[i, j]),
             "high": np.where(unknown, np.nan, high[i, j]), "n": self.n[i, j]})
         return pd.DataFrame(self.T, index=pd.Index(names, name="item"), columns=names), long
 
 
-def of_sizes(scores, sizes: Iterable[int] = ()):
-    """Only the scores after subsets of these sizes; by default of the size from 2 on that was trained most often.
+    def square(self) -> "Affinity":
+        """Only the items that are targets and sources."""
+        both = (self.n > 0).any(0) & (self.n > 0).any(1)
+        return replace(self, items=tuple(item for item, kept in zip(self.items, both, strict=True) if kept),
+                       scores=self.scores[:, both], variance=self.variance[:, both], members=self.members[:, both])
+
+
+def of_sizes(scores, sizes: Iterable[int] = (), least: int = 2):
+    """Only the scores after subsets of these sizes; by default of the size from `least` on that was trained most often.
 
     What a plan or clusters had trained since, and all items together, would otherwise confirm themselves.
     """
     size = scores["trained_on"].str.split().str.len()
     if not sizes:
-        subsets = size[size > 1].groupby(scores["trained_on"]).first()
+        subsets = size[size >= least].groupby(scores["trained_on"]).first()
         sizes = subsets.mode()[:1]  # of two that are as frequent the smaller
     return scores[size.isin(list(sizes))]
 
 
-def build(scores, ridge: bool = False) -> Affinity:
-    """Affinity of the items of `oriented` scores, in the order of `natural_order`."""
+def build(scores, ridge: bool = False, transfer: bool = False) -> Affinity:
+    """Affinity, or transfer, of the items of `oriented` scores, in the order of `natural_order`."""
+    scores = scores[(scores["trained_on"] != UNTRAINED) & (transferred(scores) == transfer)]
     members = {subset: set(subset.split()) for subset in scores["trained_on"]}
-    items = sorted(set(scores["item"]) & set().union(*members.values()), key=natural_order)
+    scored, trained = set(scores["item"]), set().union(*members.values())
+    items = sorted(scored | trained if transfer else scored & trained, key=natural_order)
     if len(items) < 2:
         raise InputError(f"clustering needs two items or more; these results hold {len(items)}: {', '.join(items)}")
     subsets = sorted(members)
@@ -159,7 +175,7 @@ def build(scores, ridge: bool = False) -> Affinity:
     table = {}
     for column in ("value", "variance"):
         wide = scores.pivot(index="trained_on", columns="item", values=column).reindex(index=subsets, columns=items)
-        table[column] = np.where(holds, wide.to_numpy(float), np.nan)
+        table[column] = np.where(holds != transfer, wide.to_numpy(float), np.nan)
     metrics = dict(zip(scores["item"], scores["metric"], strict=True))
-    return Affinity(tuple(items), {item: metrics[item] for item in items}, table["value"], table["variance"],
-                    holds, ridge)
+    return Affinity(tuple(items), {item: metrics[item] for item in items if item in metrics}, table["value"],
+                    table["variance"], holds, ridge, transfer)

@@ -1,18 +1,17 @@
 """From affinities to the clusters that are written: what is known, how many there are, how good they are."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from src.cli import InputError, did_you_mean
+from src.cli import InputError, did_you_mean, warn
 from src.cluster import affinity, rounding, sdp
 from src.cluster.lists import read_clusters, sweep_command, write_lines
 
 
 def check_coverage(found: affinity.Affinity, old: np.ndarray, args: argparse.Namespace) -> list[str]:
-    """Names of the pairs never trained together, as far as they matter; raise InputError where they are too many.
+    """Names of the pairs without scores, as far as they matter; raise InputError where they are too many.
 
     old (n,): cluster of each item that stays where it is, or -1; pairs of two such items decide nothing.
     """
@@ -25,18 +24,20 @@ def check_coverage(found: affinity.Affinity, old: np.ndarray, args: argparse.Nam
     listed = ", ".join(names[:10]) + (f", ... ({len(names)} in all)" if len(names) > 10 else "")
     write_lines(path, [name.split() for name in names])
     hint = f"To fill them:\n  {sweep_command(found.items, args.save_name, path, args.task_dir)}"
+    never, few = "never trained together", "was trained with"
+    if found.transfer:
+        never, few = "without transfer both ways", "has scores after training on"
+        hint = "To fill them, train each item with --eval_task_names, or --eval_template_idx, of the others"
     lonely = [item for item, count in zip(found.items, (found.n > 0).sum(1), strict=True)
               if count < min(2, len(found.items) - 1)]
     if lonely:
-        raise InputError(f"'{lonely[0]}' was trained with fewer than two others; pairs never trained together: "
-                         f"{listed}.\n{hint}")
+        raise InputError(f"'{lonely[0]}' {few} fewer than two others; pairs {never}: {listed}.\n{hint}")
     new = old < 0
     share = len(pairs) / (len(old) * (len(old) - 1) // 2 - (~new).sum() * ((~new).sum() - 1) // 2)
     if share > affinity.FEW_MISSING and not args.impute:
-        raise InputError(f"{share:.0%} of the pairs were never trained together: {listed}.\n{hint}\n"
+        raise InputError(f"{share:.0%} of the pairs were {never}: {listed}.\n{hint}\n"
                          "--impute goes on without them, with the row's mean in their place")
-    print(f"warning: {len(pairs)} pairs ({share:.0%}) were never trained together and count as the mean of their row: "
-          f"{listed}.\n{hint}", file=sys.stderr)
+    warn(f"{len(pairs)} pairs ({share:.0%}) were {never} and count as the mean of their row: {listed}.\n{hint}")
     return names
 
 

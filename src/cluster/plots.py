@@ -16,8 +16,11 @@ def _pyplot():
     return pyplot
 
 
-def heat_map(path: str | Path, T: np.ndarray, Z: np.ndarray, items: list[str], labels: np.ndarray, label: str) -> None:
+def heat_map(path: str | Path, T: np.ndarray, Z: np.ndarray, items: list[str], labels: np.ndarray, label: str,
+             how: str = "with") -> None:
     """Draw Z (n, n), the z-scores of the rows of T, ordered by cluster, each cluster outlined, missing pairs grey.
+
+    labels (n,): -1 of items in no cluster; label: of the colours; how: `with` or `after` the column's item.
 
     Up to 12 items the values of T are written into the cells. The size grows with n, so that labels stay readable.
     """
@@ -40,12 +43,13 @@ def heat_map(path: str | Path, T: np.ndarray, Z: np.ndarray, items: list[str], l
     axes.set_xticks(range(n), names, rotation=90, fontsize=font)
     axes.set_yticks(range(n), names, fontsize=font)
     axes.tick_params(length=2)
-    axes.set_title(f"How well the row's item does with the column's item ({n} items)", fontsize=large, loc="left")
+    axes.set_title(f"How well the row's item does {how} the column's item ({n} items)", fontsize=large, loc="left")
     start = 0
-    for size_of_cluster in np.unique(labels, return_counts=True)[1]:
-        axes.add_patch(pyplot.Rectangle((start - 0.5, start - 0.5), size_of_cluster, size_of_cluster, fill=False,
-                                        edgecolor="black", linewidth=2.2, clip_on=False))
-        start += size_of_cluster
+    for cluster, count in zip(*np.unique(labels, return_counts=True), strict=True):
+        if cluster >= 0:
+            axes.add_patch(pyplot.Rectangle((start - 0.5, start - 0.5), count, count, fill=False, edgecolor="black",
+                                            linewidth=2.2, clip_on=False))
+        start += count
     if n <= 12:
         for i, j in zip(*np.nonzero(~np.isnan(T)), strict=True):
             luminance = np.array(image.to_rgba(Z[i, j])[:3]) ** 2.2 @ (0.2126, 0.7152, 0.0722)

@@ -9,6 +9,7 @@ import numpy as np
 
 from src.cli import print_table
 from src.cluster import rounding, sdp
+from src.cluster.affinity import Affinity
 
 
 def show(args: argparse.Namespace, S: np.ndarray, labels: np.ndarray, record: dict) -> None:
@@ -65,6 +66,20 @@ def show_evidence(record: dict, say: Callable[[str], None]) -> None:
     else:
         say(f"[bold red]no structure found[/] (p = {record['p_value']:.2g}; {test}): shuffled "
             "scores look as clustered as these; do not rely on these clusters")
+
+
+def show_transfer(directed: Affinity, best: int = 3) -> None:
+    """Print for each target the sources after which it does best, and those after which it does worst."""
+    def words(i: int, sources: np.ndarray) -> str:
+        return ", ".join(f"{directed.items[j]} {directed.T[i, j]:.4g}" + (
+            "" if np.isnan(directed.se[i, j]) else f" \N{PLUS-MINUS SIGN} {directed.se[i, j]:.2g}") for j in sources)
+
+    rows = []
+    for i in np.flatnonzero((directed.n > 0).any(1)):
+        order = np.argsort(-np.nan_to_num(directed.T[i], nan=-np.inf), kind="stable")[:(directed.n[i] > 0).sum()]
+        rows.append((directed.items[i], words(i, order[:best]), words(i, order[:best - 1:-1][:best])))
+    print_table(("target", "best sources", "worst"), rows, title="transfer: scores of targets that were not trained, "
+                "higher is better", caption="\N{PLUS-MINUS SIGN} standard error")
 
 
 def show_methods(S: np.ndarray, k: int, bound: float, labels: np.ndarray, seed: int) -> None:

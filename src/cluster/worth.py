@@ -39,6 +39,8 @@ def worth(scores, found: Affinity, labels: np.ndarray) -> Worth:
     for c in range(int(labels.max()) + 1):
         inside = labels == c
         known = inside.sum() == 1 or gains.is_measured(inside)
+        if not known and found.transfer:
+            raise InputError(f"{' '.join(gains.names(inside))} were not trained together")
         measured += known
         pairs = of_pairs[np.ix_(inside, inside)]
         values[inside] = gains.of(inside)[inside] if known else np.nansum(pairs, 1) / np.maximum(

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from src.cli import InputError, OneLineErrors, add_results_flags, did_you_mean, run_as_script
+from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script
 from src.files import write_whole
 from src.gains import UNITS
-from src.plan import confirm, known, rounds, show
-from src.plan.choose import MOST_EXACT, Plan, Worth, every_subset, partition
-from src.plan.predict import Z90, Process
+from src.plan import known, rivals, rounds, show, target
+from src.plan.choose import Worth, partition
+from src.plan.predict import Process
 
 UNIT_IN_WORDS = {"relative": "relative to the score alone", "points": "in points of the metric", "gain": "as given"}
 LEFT = 3  # exit code: something is left to be trained
@@ -67,128 +67,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
-# ---- what it is worth -----------------------------------------------------------------------------------------------
-
-
-def spread(worth: Worth, S: np.ndarray) -> np.ndarray:
-    """Standard deviations (N, n) of the gains of subsets: of noise where measured, of the prediction else; 0 alone."""
-    deviations, noise = worth.deviations(S), confirm.noise_sd(worth)
-    for s, members in enumerate(S):
-        if worth.gains.is_measured(members):
-            errors = worth.gains.errors[worth.gains.row[members.tobytes()]]
-            deviations[s] = np.where(np.isnan(errors), noise, errors)
-    deviations[S.sum(1) == 1] = 0.0
-    return deviations
-
-
-def how_known(worth: Worth, members: np.ndarray) -> str:
-    row = worth.gains.row.get(members.tobytes())
-    if members.sum() == 1 or worth.gains.is_measured(members):
-        return "measured"
-    return "estimated" if row is not None and worth.gains.estimated[row] else "predicted"
-
-
-def rival(name: str, plan: Plan, worth: Worth, found: known.Known, optimism: confirm.Optimism | None) -> show.Rival:
-    """What a plan is worth: by the scores to report where they are whole, by those that choose else."""
-    own = np.arange(len(worth.weights))
-    subsets = plan.of_item
-    if found.report is not None:
-        values = np.array([found.report.of(members)[i] for i, members in enumerate(subsets)])
-        errors = np.array([found.report.errors[found.report.row[members.tobytes()], i]
-                           if members.sum() > 1 and members.tobytes() in found.report.row else 0.0
-                           for i, members in enumerate(subsets)])
-        if not np.isnan(values).any():
-            errors = np.where(np.isnan(errors), confirm.noise_sd(worth), errors)
-            return show.Rival(name, plan, values, values - Z90 * errors, values + Z90 * errors, found.source,
-                              confirm.interval(values, worth.weights, error=fresh_error(plan, values, worth, found)))
-    values, errors = worth.of_items(subsets)[own, own], spread(worth, subsets)[own, own]
-    source = sorted({how_known(worth, members) for members in plan.subsets})
-    return show.Rival(name, plan, values, values - Z90 * errors, values + Z90 * errors,
-                      " and ".join(source) + (", optimism subtracted" if optimism else ""),
-                      confirm.interval(values, worth.weights, optimism))
-
-
-def fresh_error(plan: Plan, values: np.ndarray, worth: Worth, found: known.Known) -> float | None:
-    """Standard error of the mean of gains (n,) by a fresh seed; None for other scores, of the same trainings."""
-    if not found.fresh:
-        return None
-    own = np.arange(len(values))
-    return confirm.fresh_error(values, worth.of_items(plan.of_item)[own, own], worth.weights, found.seeds)
-
-
-def compare(plan: Plan, worth: Worth, found: known.Known, args) -> list[show.Rival]:
-    """Alone, all, the clusters where there are any, and the plan, each with what it is worth."""
-    gains = worth.gains
-    rivals = {"alone": partition(np.eye(len(gains.items), dtype=bool)),
-              "all": partition([np.ones(len(gains.items), bool)])}
-    clusters = known.read_clusters(args, gains)
-    if clusters is not None:
-        rivals["clusters"] = partition(clusters)
-    ours, optimism = rival("plan", plan, worth, found, None), None
-    if ours.source != found.source and (plan.subsets.sum(1) > 1).any():
-        optimism = confirm.optimism(worth, plan, args.budget, args.overlap, args.seed)
-        ours = rival("plan", plan, worth, found, optimism)
-    shown = [rival(name, each, worth, found, None) for name, each in rivals.items()]
-    for other in shown:
-        if optimism is not None or other.source == ours.source:
-            error = fresh_error(plan, ours.gains, worth, found) if other.name == "alone" and not optimism else None
-            other.chance = confirm.chance(ours.gains - other.gains, worth.weights, optimism, error)
-    return [*shown, ours]
-
-
-def confirmed(step: rounds.Step, worth: Worth, found: known.Known, args) -> tuple[Plan, list, str]:
-    """The plan, or alone where the fresh seed shows no gain; what that seed lacks; what is to be said."""
-    gains, plan = worth.gains, step.plan
-    together = [members for members in plan.subsets if members.sum() > 1]
-    lacking = [gains.names(members) for members in together if not found.report.is_measured(members)]
-    alone = [(item,) for item in found.report.no_alone if any(members[gains.items.index(item)] for members in together)]
-    if lacking or alone:
-        return plan, [*alone, *lacking], f"to confirm the plan: train these with --seed {args.confirm_seed} --runs 1"
-    own = rival("plan", plan, worth, found, None)
-    if not together or own.total[0] > 0:
-        return plan, [], step.why
-    if args.budget is not None and args.budget < len(gains.items):
-        return plan, [], f"{step.why}; by seed {args.confirm_seed} no better than alone, which the budget forbids"
-    words = f"seed {args.confirm_seed} shows no gain ({show.amount(own.total[0], gains.unit)}), so the plan is alone"
-    return partition(np.eye(len(gains.items), dtype=bool), exact=plan.exact), [], words
-
-
-# ---- one target -----------------------------------------------------------------------------------------------------
-
-
-def target(args, worth: Worth, found: known.Known, history: list[rounds.Round]) -> list:
-    """Print sources and subsets ranked for one item; return what should be trained next."""
-    gains, n = worth.gains, len(worth.gains.items)
-    if args.target not in gains.items:
-        raise InputError(f"--target {args.target}: not in these results, {did_you_mean(args.target, gains.items)}")
-    at = gains.items.index(args.target)
-    pairs = np.eye(n, dtype=bool) | (np.arange(n) == at)
-    subsets = every_subset(n) if n <= MOST_EXACT else np.unique(np.concatenate([gains.members, pairs]), axis=0)
-    for _ in range(n if n > MOST_EXACT else 0):  # neighbours of the best so far
-        best = subsets[np.nanargmax(np.where(subsets[:, at], worth.of_items(subsets)[:, at], -np.inf))]
-        more = np.unique(np.concatenate([subsets, best ^ np.eye(n, dtype=bool)]), axis=0)
-        if len(more) == len(subsets):
-            break
-        subsets = more
-    subsets = subsets[subsets[:, at]]
-    subsets = subsets[worth.allowed(subsets)]
-    values = worth.of_items(subsets)[:, at]
-    order = np.argsort(-values, kind="stable")
-    for title, rows in (("source", [s for s in order if subsets[s].sum() == 2]), ("subset", list(order))):
-        rows = rows[:show.MOST_RANKED]
-        width = Z90 * spread(worth, subsets[rows])[:, at]
-        show.print_ranking(args.target, [
-            (" ".join(item for item in gains.names(subsets[s]) if title == "subset" or item != args.target), values[s],
-             values[s] - w, values[s] + w, how_known(worth, subsets[s])) for s, w in zip(rows, width, strict=True)],
-            gains.unit, title)
-    best, spent = subsets[order[0]], rounds.count_spent(history, gains.items, args.seed)
-    measured = how_known(worth, best) == "measured" or spent >= rounds.MOST_SPENT * n
-    return [] if measured else [gains.names(best)]
-
-
-# ---- the command ----------------------------------------------------------------------------------------------------
-
-
 def finish(args, following: list, why: str) -> int:
     """Name and write what should be trained next; the exit code."""
     if not following:
@@ -204,11 +82,11 @@ def finish(args, following: list, why: str) -> int:
     return LEFT
 
 
-def write(args, ours: show.Rival, rivals: list[show.Rival], worth: Worth, settled: bool) -> list[Path]:
+def write(args, beside: list[show.Rival], worth: Worth, settled: bool) -> list[Path]:
     """plan.json, plan.png and, of a partition, its cluster file; their paths."""
-    gains, folder = worth.gains, Path(args.results_dir) / args.save_name
+    gains, folder, ours = worth.gains, Path(args.results_dir) / args.save_name, beside[-1]
     write_whole(folder / "plan.json", json.dumps(show.as_json(ours, gains, settled, worth.process), indent=1) + "\n")
-    show.draw(folder / "plan.png", rivals, gains)
+    show.draw(folder / "plan.png", beside, gains)
     clusters = Path(args.clusters_dir) / f"{args.save_name}_plan.txt"
     if (ours.plan.subsets.sum(0) == 1).all():
         clusters.parent.mkdir(parents=True, exist_ok=True)
@@ -218,25 +96,39 @@ def write(args, ours: show.Rival, rivals: list[show.Rival], worth: Worth, settle
     return [folder / "plan.json", folder / "plan.png"]
 
 
-def print_plan(args, ours: show.Rival, rivals: list[show.Rival], worth: Worth) -> None:
-    gains = worth.gains
+def print_plan(args, beside: list[show.Rival], worth: Worth) -> None:
+    gains, ours = worth.gains, beside[-1]
     keys = {members.tobytes(): " ".join(sorted(gains.names(members))) for members in ours.plan.subsets}
     ran = known.passes(Path(args.results_dir) / args.save_name, set(keys.values()))
     passes = {item: ran.get(keys[ours.plan.of_item[i].tobytes()], {}).get(item) for i, item in enumerate(gains.items)}
-    show.print_plan(rivals, gains, [how_known(worth, members) for members in ours.plan.of_item],
+    show.print_plan(beside, gains, [rivals.how_known(worth, members) for members in ours.plan.of_item],
                     {item: times for item, times in passes.items() if times is not None})
     print(show.predictor_line(worth.process, gains.unit))
     print("no plan is worth more by these gains (exact)" if ours.plan.exact else
-             "found by local search: how far the best plan is from it is not known")
+          "found by local search: how far the best plan is from it is not known")
+
+
+def plan_all(args, step: rounds.Step, worth: Worth, found: known.Known) -> tuple[list, str]:
+    """Print and write the plan, confirmed where that is asked for; what should be trained next, and why."""
+    plan, following, why = step.plan, step.next, step.why
+    if not following and args.confirm_seed is not None:
+        plan, following, why = rivals.confirmed(step, worth, found, args)
+    beside = rivals.compare(plan, worth, found, args)
+    print_plan(args, beside, worth)
+    print("written: " + ", ".join(map(str, write(args, beside, worth, not following))))
+    return following, why
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
-    found = known.read(args)
+    table, source = known.read_table(args)
+    if args.target and target.rank_transfer(args, table) and args.target not in known.own_items(table):
+        return finish(args, [], "no training of the target itself is asked for")
+    found = known.read(args, table, source)
     gains, file = found.gains, Path(args.results_dir) / args.save_name / "explored.txt"
     weights = known.read_weights(args.weights, gains.items)
     print(f"{len(gains.items)} items, {len(gains.members)} subsets with scores, metric {', '.join(found.metrics)}, "
-             f"gains {UNIT_IN_WORDS[gains.unit]}")
+          f"gains {UNIT_IN_WORDS[gains.unit]}")
     for members in sorted(found.failed, key=lambda members: (len(members), members)):
         print(f"not proposed, its training failed: {' '.join(members)}")
     lost = [item for item in gains.no_alone if (item,) in found.failed]
@@ -250,19 +142,13 @@ def main(arguments: list[str] | None = None) -> int:
     worth = Worth(gains, process, weights, {gains.mask(members).tobytes() for members in found.failed})
     history = rounds.read_rounds(file)
     if args.target:
-        following = target(args, worth, found, history)
-        step = rounds.Step(partition(np.eye(len(gains.items), dtype=bool)), 0.0, following, "the best is measured"
-                           if not following else "the best of all, but not measured", kind="plan")
+        following = target.rank(args, worth, history)
+        why = "the best of all, but not measured" if following else "the best is measured"
+        step = rounds.Step(partition(np.eye(len(gains.items), dtype=bool)), 0.0, following, why, kind="plan")
     else:
         step = rounds.next_step(worth, history, missing, found.failed, args.explore, args.budget, args.overlap,
                                 args.seed)
-    plan, following, why = step.plan, step.next, step.why
-    if not args.target:
-        if not following and args.confirm_seed is not None:
-            plan, following, why = confirmed(step, worth, found, args)
-        rivals = compare(plan, worth, found, args)
-        print_plan(args, rivals[-1], rivals, worth)
-        print("written: " + ", ".join(map(str, write(args, rivals[-1], rivals, worth, not following))))
+        following, why = plan_all(args, step, worth, found)
     if args.write_subsets and step.next:
         write_whole(file, rounds.write_rounds(rounds.record(history, step)))
     return finish(args, following, why)

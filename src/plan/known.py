@@ -16,6 +16,8 @@ from src.results import MEASURED
 from src.scores import SCORED, read_scores
 from src.tasks.catalogue import main_metrics
 
+BOOTSTRAP = "bootstrap"  # where no scores are left to report by
+
 
 @dataclass
 class Known:
@@ -32,8 +34,12 @@ class Known:
     metrics: list[str]
 
 
-def read(args) -> Known:
-    """By the flags of the command; raise InputError for what cannot be planned on."""
+def read_table(args):
+    """The scores by the flags of the command, each item's metric, higher is better, and what those to report are.
+
+    A data frame as of `read_scores`, with a column part: measured and estimated ones choose, report ones only report.
+    Raises InputError where there are none to choose by.
+    """
     import pandas as pd
 
     folder, seed = Path(args.results_dir) / args.save_name, args.confirm_seed
@@ -48,23 +54,34 @@ def read(args) -> Known:
     if report is not None:
         parts["report"] = report
     together = pd.concat([part.assign(part=name) for name, part in parts.items()])
-    together = choose_metrics(together, args.metric, partial(main_metrics, task_dir=args.task_dir),
-                              args.lower_is_better, args.higher_is_better)
-    unit = unit_of(together, args.unit, args.lower_is_better, args.higher_is_better)
-    trained = {row.item for row in together.itertuples() if row.item in row.trained_on.split()}
+    return choose_metrics(together, args.metric, partial(main_metrics, task_dir=args.task_dir), args.lower_is_better,
+                          args.higher_is_better), source
+
+
+def own_items(table) -> set[str]:
+    """The items that were scored after training on themselves."""
+    return {row.item for row in table.itertuples() if row.item in row.trained_on.split()}
+
+
+def read(args, table, source: str) -> Known:
+    """What can be planned on, of a table as of `read_table`; raise InputError where that is nothing."""
+    trained = own_items(table)
     items = tuple(sorted(trained, key=natural_order))
     if not items:
-        raise InputError(f"{folder}: no item was scored after training on itself; a plan needs such scores")
-    parts = {name: together[together["part"] == name] for name in parts}
+        raise InputError(f"{Path(args.results_dir) / args.save_name}: no item was scored after training on itself, "
+                         "which a plan needs; --target ITEM ranks the sources of transfer to it")
+    table = table[table["item"].isin(trained)]
+    unit = unit_of(table, args.unit, args.lower_is_better, args.higher_is_better)
+    parts = {name: table[table["part"] == name] for name in ("measured", "estimated", "report")}
     gains = read_gains(parts["measured"], unit, items)
-    if "estimated" in parts:
+    if len(parts["estimated"]):
         gains = fill(gains, read_gains(parts["estimated"], unit, items, fallback=parts["measured"]))
     failed = {members for members in failed_subsets(Path("sampled_tasks") / (args.task_set_name or args.save_name))
               if set(members) <= trained and not gains.is_measured(gains.mask(members))
               and (len(members) > 1 or members[0] in gains.no_alone)}
     seeds = float(np.nan_to_num(parts["measured"]["runs"].astype(float).median(), nan=1.0))
-    return Known(gains, max(seeds, 1.0), None if report is None else read_gains(parts["report"], unit, items), source,
-                 seed is not None, failed, sorted(set(together["metric"])))
+    return Known(gains, max(seeds, 1.0), None if source == BOOTSTRAP else read_gains(parts["report"], unit, items),
+                 source, args.confirm_seed is not None, failed, sorted(set(table["metric"])))
 
 
 def _report_scores(folder: Path, args):
@@ -79,7 +96,7 @@ def _report_scores(folder: Path, args):
             return scores, " ".join(["test" if split == "test" else "validation",
                                      f"scores, seed {args.confirm_seed}" if only else "scores"])
     if only is None:
-        return None, "bootstrap"
+        return None, BOOTSTRAP
     empty = read_scores(folder, args.split, args.config_hash, SCORED, args.content_hash, lambda each: False)
     return empty, f"validation scores, seed {args.confirm_seed}"
 

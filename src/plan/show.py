@@ -79,7 +79,7 @@ def print_losses(gains: Gains) -> None:
 
 def print_ranking(item: str, rows: list[tuple[str, float, float, float, str]], unit: str, title: str) -> None:
     """rows: subset or source, gain, low, high, how known; the best first."""
-    print_table((title, f"gain of {item}", "90 % interval", "known by"), [
+    print_table((title, f"{'score' if unit == 'score' else 'gain'} of {item}", "90 % interval", "known by"), [
         (name, amount(gain, unit), within(low, high, unit), how) for name, gain, low, high, how in rows[:MOST_RANKED]],
         fold=title)
 
