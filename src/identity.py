@@ -28,7 +28,8 @@ WITHOUT_EFFECT = frozenset({
     # not flags: run records hold them, they follow from per_device_train_batch_size and per_device_eval_batch_size
     "train_batch_size", "eval_batch_size",
     # part of a run's name by themselves: items and their content, rows, seeds; what else is evaluated
-    "task_name", "task_names", "template_idx", "data_dir", "seed", "runs", "do_train", "do_eval", "do_predict",
+    "task_name", "task_names", "template_idx", "eval_task_names",
+    "eval_template_idx", "data_dir", "seed", "runs", "do_train", "do_eval", "do_predict",
     "validation_from_train",  # which rows are trained on is part of their content
     "score_choices", "chat_template", "system_prompt", "source_prefix",  # replaced by what stands around a text
     "model_revision",  # model_name_or_path is replaced by what the two lead to

@@ -81,13 +81,14 @@ class Results:
         self.part(run_id).parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.part(run_id, "json"), json.dumps(record, indent=1, default=str) + "\n")
 
-    def is_completed(self, run_id: str) -> bool:
-        """Whether the run's rows are there and tell of success."""
+    def is_completed(self, run_id: str, wanted: Iterable[tuple[str, str]] = ()) -> bool:
+        """Whether the run's rows are there, among them of each (split, item) that is wanted, and tell of success."""
         part = self.part(run_id)
         if not part.exists() or (rows := read_part(part)) is None:
             return False
-        if statuses := {row["status"] for row in rows}:  # there are none where it was only trained
-            return statuses == {"completed"}
+        if rows or wanted:  # there are none where it was only trained
+            there = {(row["split"], row["item"]) for row in rows if row["status"] == "completed"}
+            return {*wanted} <= there and all(row["status"] == "completed" for row in rows)
         return json.loads(self.part(run_id, "json").read_text(encoding="utf-8"))["status"] == "completed"
 
     def is_without_scores(self, split: str) -> bool:

@@ -364,3 +364,60 @@ def test_a_loss_that_is_no_number_fails_and_is_recorded(scratch, capsys):
     assert not (scratch.folder / "results/nan/nan_valid.csv").exists()
     log = next((scratch.folder / "results/nan/runs").glob("*.log")).read_text()
     assert "Traceback" in log
+
+
+# ---- held out ------------------------------------------------------------------------------------------------------
+
+TWO_STEPS = shlex.split("--max_steps 2 --eval_steps 1 --save_steps 1")
+
+
+def scored(rows) -> dict[tuple[str, str], set[str]]:
+    """(item, split) -> what it was trained on."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        found.setdefault((row["item"], row["split"]), set()).add(row["trained_on"])
+    return found
+
+
+def test_held_out_tasks_and_instructions_are_scored_beside_the_others(scratch, capsys):
+    """They change nothing of what is trained and chosen; asked for later, they are scored from the checkpoint."""
+    flags = [*DEMO, *TWO_STEPS, "--task_names", "demo_a1", "demo_a2", "--save_name", "x", "--save_total_limit", "5"]
+    held_out = ["--eval_task_names", "demo_a1", "demo_b*", "--eval_template_idx", "0", "2", "-1"]
+    assert scratch.run("train_multitask.py", *flags) == 0
+    before = scratch.rows("x")
+    assert scratch.run("train_multitask.py", *flags, *held_out) == 0
+    assert "lacks scores that are asked for now" in capsys.readouterr().out
+    rows = scratch.rows("x")
+    others = ["demo_b1", "demo_b2", "demo_b3", "demo_a1_2", "demo_a1_-1", "demo_a2_2", "demo_a2_-1"]
+    assert scored(rows) == {(item, "valid"): {"demo_a1 demo_a2"} for item in ["demo_a1", "demo_a2", *others]}
+    assert [row["value"] for row in rows if row["item"] in ("demo_a1", "demo_a2")] == [row["value"] for row in before]
+    assert len({row["run_id"] for row in rows}) == len({row["config_hash"] for row in rows}) == 1
+    assert len({row["trained_hash"] for row in rows}) == 1 and all(row["content_hash"] for row in rows)
+    record = json.loads(next((scratch.folder / "results/x/runs").glob("*.json")).read_text())
+    assert record["training"]["loss"] is None and record["held_out"]["validation"].keys() == set(others)  # not trained
+    mean = [float(row["value"]) for row in before if row["metric"] == "loss"]
+    assert record["scores"]["valid"]["eval_loss"] == pytest.approx(sum(mean) / 2, abs=1e-5)
+    assert scratch.run("train_multitask.py", *flags, *held_out) == 0
+    assert "is completed already" in capsys.readouterr().out and scratch.rows("x") == rows
+    # other held-out tasks: what was scored before stays
+    assert scratch.run("train_multitask.py", *flags, "--eval_task_names", "demo_c1") == 0
+    assert scored(scratch.rows("x")).keys() == {*scored(rows), ("demo_c1", "valid")}
+
+
+def test_held_out_instructions_without_training(scratch):
+    flags = [*DEMO[1:], "--task_name", "demo_a1", "--eval_template_idx", "0", "1", "--eval_task_names", "demo_b1",
+             "--save_name", "x", "--do_predict"]
+    assert scratch.run("train_multi_instruction.py", *flags) == 0
+    assert scored(scratch.rows("x")) == {(item, split): {"none"} for item in ("demo_a1_0", "demo_a1_1", "demo_b1_0")
+                                         for split in ("valid", "test")}
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--eval_task_names", "demo_x"], "unknown task 'demo_x'"), (["--eval_template_idx", "99"], "99: task 'demo_a1'"),
+    (["--eval_template_idx", "one"], "--eval_template_idx 'one' must be a position"),
+    (["--eval_task_names", "demo_b1", "--do_eval", "False"], "--eval_task_names demo_b1: needs --do_eval")])
+def test_bad_held_out_flags(scratch, capsys, flags, message):
+    train = [*DEMO, "--task_names", "demo_a1", "--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no",
+             "--load_best_model_at_end", "False", *flags]
+    assert scratch.run("train_multitask.py", *train) == 2
+    assert message in capsys.readouterr().err

@@ -152,3 +152,23 @@ def test_flags_behind_the_dashes_are_the_childrens_alone(scratch, behind, messag
         --device cpu --task_set_name x --""")
     out = subprocess.run([sys.executable, *command, *behind.split()], capture_output=True, text=True)
     assert out.returncode == 2 and message in out.stderr
+
+
+@pytest.mark.slow
+def test_trainings_of_each_with_all_others_held_out_are_a_whole_matrix(scratch):
+    """n trainings give n x n scores; held-out items asked for later are scored, and nothing else is trained again."""
+    subsets = Path("subsets.txt")
+    subsets.write_text("rte\nwic\nmnli\n")
+    sweep = (f"python train_sample_tasks.py --model_name_or_path t5-base --task_names rte wic mnli {' '.join(SHORT)} "
+             "--subsets_file subsets.txt --task_set_name x --device cpu --jobs_per_device 2 --warm_start True")
+    assert "3 done, 0 failed" in run(sweep, "--eval_task_names", "rte", "wic")
+    found = {(row["item"], row["trained_on"]) for row in rows("x")}
+    assert found == {("rte", "rte"), ("wic", "rte"), ("rte", "wic"), ("wic", "wic"), ("mnli", "mnli"), ("rte", "mnli"),
+                     ("wic", "mnli")}
+    said = run(sweep, "--eval_task_names", "rte", "wic", "mnli")
+    assert "2 of them are not scored on all held-out items yet" in said and "1 of 3 are done already" in said
+    table = rows("x")
+    assert {(row["item"], row["trained_on"]) for row in table} == {
+        (item, source) for item in ("rte", "wic", "mnli") for source in ("rte", "wic", "mnli")}
+    assert len({row["run_id"] for row in table}) == 3
+    assert "its finished rows were found" in run(sweep) and rows("x") == table  # less than was asked for before

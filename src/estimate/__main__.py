@@ -13,7 +13,7 @@ as given, which should be the one that the sweep starts from: best one that was 
 
 import sys
 
-from src.cli import run_as_script
+from src.cli import InputError, run_as_script
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     one_task = any(argument.partition("=")[0] == "--task_name" for argument in arguments)
     kind = flags.InstructionArguments if one_task else flags.MultitaskArguments
     *groups, options = flags.parse(kind, __doc__, [*ALWAYS, *arguments], (EstimateArguments,))
+    for name in ("eval_task_names", "eval_template_idx"):
+        if getattr(groups[0], name):
+            raise InputError(f"--{name}: scores of items that are not trained are not estimated")
     return Estimate(Experiment.from_flags(*groups), options, arguments).run()
 
 

@@ -119,10 +119,12 @@ class Agenda:
         self._check_best_metric()
         self.settings = self.answer["settings"] | {"script": args.script, "seed": args.seed, "runs": args.runs,
                                                    "results": str(self.results.folder)}
+        self._held_out: dict[str, list[str]] = self.answer.get("held_out", {})  # as the check says it
 
     def _places(self) -> list[Path]:
         """The files and folders that decide what the children train, besides their flags."""
-        tasks = [self.items.task] if self.items.task else self.items.names
+        tasks = [self.items.task] if self.items.task else list(self.items.names)
+        tasks += expand_names(self.child.get("eval_task_names", []), self.args.task_dir)
         data_dir = self.child.get("data_dir", [DEFAULT_DATA_DIR])[-1:]
         model = self.child.get("model_name_or_path", [""])[-1:]
         found = [Path(self.args.task_dir, f"{task}{suffix}") for task in tasks for suffix in (".yaml", ".json")]
@@ -165,19 +167,29 @@ class Agenda:
     # ---- one subset ------------------------------------------------------------------------------------------------
 
     def key(self, members: Subset) -> str:
-        """Name of a subset: a hash of all that changes its result."""
+        """Name of a subset in the ledger: a hash of all that changes its result, and of what else is to be scored."""
+        held_out = [(name, self._held_out[name][0]) for name in self.held_out(members)]
+        return short_hash([self.run_key(members), held_out], 16) if held_out else self.run_key(members)
+
+    def run_key(self, members: Subset) -> str:
+        """Name of its runs: what is only scored changes nothing of them."""
         return short_hash([self.settings, [(item, self.answer["content"][item]) for item in members]], 16)
+
+    def held_out(self, members: Subset) -> list[str]:
+        """The items that are scored after training on the subset, without being in it."""
+        return [name for name, (_, of) in self._held_out.items() if name not in members and (not of or of in members)]
 
     def words(self, members: Subset) -> dict:
         """What the key hashes, for people."""
-        return {"subset": " ".join(members), "settings": self.settings}
+        held_out = self.held_out(members)
+        return {"subset": " ".join(members), "settings": self.settings | ({"held_out": held_out} if held_out else {})}
 
     def run_ids(self, members: Subset) -> list[str]:
-        return [f"{self.key(members)}-s{self.args.seed + run}" for run in range(self.args.runs)]
+        return [f"{self.run_key(members)}-s{self.args.seed + run}" for run in range(self.args.runs)]
 
     def command(self, members: Subset) -> list[str]:
         """The child's command. Repeated, it keeps the runs that are completed and goes on from the last checkpoint."""
-        return [*self._command(members), "--run_name", self.key(members)]
+        return [*self._command(members), "--run_name", self.run_key(members)]
 
     def _command(self, members: Subset) -> list[str]:
         script = ROOT / self.args.script
@@ -189,7 +201,10 @@ class Agenda:
                 *(word for name, values in flags.items() for word in (f"--{name}", *values))]
 
     def has_rows(self, members: Subset) -> bool:
-        return all(map(self.results.is_completed, self.run_ids(members)))
+        splits = [split for flag, split in (("do_eval", "valid"), ("do_predict", "test"))
+                  if self.child.get(flag, ["False"]) in ([], ["True"])]
+        wanted = [(split, item) for split in splits for item in self.held_out(members)]
+        return all(self.results.is_completed(run_id, wanted) for run_id in self.run_ids(members))
 
     def delete_checkpoints(self, members: Subset) -> None:
         if not self.args.keep_checkpoints:

@@ -29,12 +29,19 @@ def announce(agenda: Agenda, ledger: Ledger, subsets: list[Subset]) -> None:
     words = {" ".join(members) for members in subsets if agenda.key(members) not in done}
     other = [record for record in done.values() if record["subset"] in words]
     if other:
-        before, settings = other[-1]["settings"], agenda.settings
+        before, settings = dict(other[-1]["settings"]), agenda.settings
+        scored = before.pop("held_out", [])
         changed = [f"{name} was {before.get(name, 'not given')}, is {settings.get(name, 'not given')}"
                    for name in sorted(before.keys() | settings.keys())
-                   if before.get(name) != settings.get(name)] or ["their tasks or rows were changed"]
-        print(f"{len({record['subset'] for record in other})} of them were trained under other settings and are "
-              f"trained again ({'; '.join(changed)}); in the CSV files runs of different config_hash stay apart")
+                   if before.get(name) != settings.get(name)]
+        number = len({record["subset"] for record in other})
+        if not changed and scored != agenda.held_out(tuple(other[-1]["subset"].split())):
+            print(f"{number} of them are not scored on all held-out items yet: evaluated where --keep_checkpoints kept "
+                  "their checkpoints, else trained again")
+            return
+        print(f"{number} of them were trained under other settings and are trained again "
+              f"({'; '.join(changed) or 'their tasks or rows were changed'}); in the CSV files runs of different "
+              "config_hash stay apart")
 
 
 def print_dry_run(agenda: Agenda, ledger: Ledger) -> None:

@@ -20,6 +20,21 @@ def check_and_describe(experiment: Experiment) -> int:
         InputError: what a training would refuse.
     """
     experiment.check()
+    held_out, names = experiment.held_out, experiment.names
+    content = _check_rows(experiment)
+    contents = content | (_check_rows(held_out) if held_out else {})
+    print(ANSWER + json.dumps({
+        "settings": experiment.identity, "config_hash": experiment.config_hash, "content": content,
+        "metrics": {item.name: experiment.metrics(item) for item in experiment.items},
+        # of what is scored without training: its content, and the item with which alone it is, or ""
+        "held_out": {item.name: (contents[item.name], item.task.name if item.name != item.task.name in names else "")
+                     for item in experiment.data.beside(experiment.items)},
+    }, default=str))
+    return 0
+
+
+def _check_rows(experiment: Experiment) -> dict[str, str]:
+    """Render and tokenise the first rows of each item and role; return the items' content."""
     selections = experiment.selections()
     for item in experiment.items:
         for role in experiment.roles:
@@ -32,9 +47,4 @@ def check_and_describe(experiment: Experiment) -> int:
                 if not rendered and len(numbered) < FIRST_ROWS:
                     raise InputError(f"{selection.rows.source}: none of its {len(numbered)} rows can serve under "
                                      f"template {template.index} of task '{item.task.name}' ({dict(left_out)})")
-    print(ANSWER + json.dumps({
-        "settings": experiment.identity, "config_hash": experiment.config_hash,
-        "content": experiment.content(selections),
-        "metrics": {item.name: experiment.metrics(item) for item in experiment.items},
-    }, default=str))
-    return 0
+    return experiment.content(selections)

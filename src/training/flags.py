@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -14,7 +14,7 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from src import DEFAULT_CACHE_DIR, DEFAULT_DATA_DIR, DEFAULT_TASK_DIR
 from src.cli import InputError, OneLineErrors, did_you_mean, warn
 from src.tasks.catalogue import expand_names, load_task
-from src.tasks.task import Item, instruction_items, task_items
+from src.tasks.task import Item, Task, instruction_items, task_items
 
 
 def flag(default, help: str):
@@ -69,6 +69,10 @@ class DataArguments:
 
     template_idx: list[str] = flag(
         ["0"], "Instructions to train and evaluate under: positions in the task file, -1 (none) for the bare input.")
+    eval_task_names: list[str] = flag(
+        [], "Held-out tasks, scored once, by the model at the end; those trained on are left out of them.")
+    eval_template_idx: list[str] = flag(
+        [], "Held-out instructions of the tasks trained on, scored once, by the model at the end.")
     task_dir: str = flag(DEFAULT_TASK_DIR, "Folder of the task files (YAML, or Natural Instructions JSON).")
     data_dir: str = flag(DEFAULT_DATA_DIR, "Folder of local rows: <task>/train.jsonl|csv|parquet and so on; used where "
                          "present, otherwise the rows come from the hub.")
@@ -94,24 +98,32 @@ class DataArguments:
         if self.downsample is not None:
             at_least("downsample", self.downsample, 1)
         self.indices()
+        self.indices("eval_template_idx")
 
     mixing: ClassVar[str] = "proportional"  # of one task's templates, which all have the same rows
     mixing_temperature: ClassVar[float] = 1.0
 
-    def indices(self) -> list[int]:
+    def indices(self, name: str = "template_idx") -> list[int]:
         """Template indices in the order given; raise InputError for what is no index or is given twice."""
         indices = []
-        for text in self.template_idx:
+        for text in getattr(self, name):
             try:
                 index = -1 if text == "none" else int(text)
             except ValueError:
-                raise InputError(f"--template_idx '{text}' must be a position from 0 on, or -1 (none)") from None
+                raise InputError(f"--{name} '{text}' must be a position from 0 on, or -1 (none)") from None
             if index in indices:
-                raise InputError(f"--template_idx {index} is given twice")
+                raise InputError(f"--{name} {index} is given twice")
             indices.append(index)
-        if not indices:
+        if not indices and name == "template_idx":
             raise InputError("--template_idx is empty; give positions from 0 on, or -1 (none)")
         return indices
+
+    def beside(self, items: Sequence[Item]) -> list[Item]:
+        """What --eval_task_names and --eval_template_idx name, items trained on among them."""
+        raise NotImplementedError
+
+    def _eval_tasks(self) -> list[Task]:
+        return [load_task(name, self.task_dir) for name in expand_names(self.eval_task_names, self.task_dir)]
 
 
 @dataclass
@@ -123,6 +135,10 @@ class InstructionArguments(DataArguments):
     def items(self) -> list[Item]:
         """One item per template."""
         return instruction_items(load_task(self.task_name, self.task_dir), self.indices())
+
+    def beside(self, items: Sequence[Item]) -> list[Item]:
+        return instruction_items(items[0].task, self.indices("eval_template_idx")) + [
+            item for task in self._eval_tasks() for item in instruction_items(task, self.indices())]
 
 
 @dataclass
@@ -140,6 +156,11 @@ class MultitaskArguments(DataArguments):
         """One item per task, each under the same template indices."""
         names = expand_names(self.task_names, self.task_dir)
         return task_items([load_task(name, self.task_dir) for name in names], self.indices())
+
+    def beside(self, items: Sequence[Item]) -> list[Item]:
+        new = [index for index in self.indices("eval_template_idx") if index not in self.indices()]
+        return task_items(self._eval_tasks(), self.indices()) + [
+            other for item in items for other in instruction_items(item.task, new)]
 
     def validate(self) -> None:
         super().validate()

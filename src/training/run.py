@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 import traceback
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import transformers
@@ -16,7 +16,7 @@ from src.cli import print_table
 from src.files import write_whole
 from src.identity import short_hash, trained_hash
 from src.names import MAX_NAME, check_name, natural_order, plain_name
-from src.results import Results
+from src.results import Results, read_part
 from src.tasks.task import Item
 from src.training.check import check_and_describe
 from src.training.checkpoints import is_at_its_end, last_checkpoint
@@ -55,20 +55,43 @@ def run_experiment(experiment: Experiment) -> int:
         data = of_seed.rows(selections)
         if seed == args.seed:
             report_data(data)
-        run = Run(of_seed, of_seed.content(selections))
+        run = Run(of_seed, of_seed.content(selections), HeldOut.of(of_seed))
         completed &= run.execute(data)
     if args.process_index == 0:
         _print_results(experiment.results, run)
     return 0 if completed else 1
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """What is scored once, at the end, without training on it: its rows, and a hash of each item's content."""
+
+    experiment: Experiment | None
+    data: Data
+    content: dict[str, str]
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "HeldOut":
+        other = experiment.held_out
+        if other is None:
+            return cls(None, {}, {})
+        selections = other.selections()
+        data = other.rows(selections)
+        report_data(data)
+        return cls(other, data, other.content(selections))
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return self.experiment.items if self.experiment else ()
+
+
 class Run:
     """One training with one seed, and its rows and record. Its checkpoints are in `args.output_dir`, its own folder."""
 
-    def __init__(self, experiment: Experiment, content: dict[str, str]):
+    def __init__(self, experiment: Experiment, content: dict[str, str], held_out: HeldOut):
         """`content` is that of `experiment.content`: a hash of each item."""
         self.experiment, self.results, self.args = experiment, experiment.results, experiment.training
-        self.content = content
+        self.content, self.held_out = content, held_out
         self.trained_on = " ".join(sorted(experiment.names, key=natural_order)) if self.args.do_train else "none"
         name = self.args.run_name or (f"{plain_name(self.results.save_name, MAX_NAME // 2)}-"
                                       f"{short_hash([experiment.config_hash, sorted(content.items())])}")
@@ -76,16 +99,22 @@ class Run:
         self.run_id = f"{name}-s{self.args.seed}"
         self.args.output_dir = str(Path(self.args.output_dir) / self.run_id)
         self.predictions: list[dict] = []  # of the last evaluations, with --save_predictions
+        self.wanted = {(ROLES[role], item.name) for role in experiment.roles if role in ROLES
+                       for item in (*experiment.items, *held_out.items)}  # (split, item) of the scores asked for
 
     def execute(self, data: Data) -> bool:
         """Do the run; return whether it is completed. A failure is recorded, with its traceback in the log."""
-        args, results = self.args, self.results
+        args, results, earlier = self.args, self.results, []
         with args.main_process_first(desc="results", local=False):
             if args.overwrite_output_dir and args.process_index == 0:
                 shutil.rmtree(args.output_dir, ignore_errors=True)
             elif results.is_completed(self.run_id) and not args.overwrite_output_dir:
-                log.info("%s is completed already; --overwrite_output_dir does it again", self.run_id)
-                return True
+                if results.is_completed(self.run_id, self.wanted):
+                    log.info("%s is completed already; --overwrite_output_dir does it again", self.run_id)
+                    return True
+                log.info("%s lacks scores that are asked for now: evaluated from its checkpoint, or trained again where"
+                         " none was kept", self.run_id)
+                earlier = read_part(results.part(self.run_id))
         record = self.describe(data)
         self._write_record(record)
         start, cpu = time.time(), time.process_time()
@@ -93,7 +122,7 @@ class Run:
             log.info("%s: seed %d, trained on %s", self.run_id, args.seed, self.trained_on)
             try:
                 scores, record["training"] = self._train_and_evaluate(data)
-                values = list(self._values(scores, data))
+                values = self._values(scores, data)
                 status = "completed"
             except KeyboardInterrupt:
                 self._write_record(record | {"status": "interrupted", "seconds": round(time.time() - start, 2)})
@@ -102,7 +131,7 @@ class Run:
                 log.error("%s failed: %s: %s", self.run_id, type(error).__name__, error)
                 logging.getLogger("file").error(traceback.format_exc())
                 scores, status, record["error"] = {}, "failed", f"{type(error).__name__}: {error}"
-                values = list(self._values({}, data))
+                values = self._values({}, data)
         record |= {"status": status, "seconds": round(time.time() - start, 2),
                    "cpu_seconds": round(time.process_time() - cpu, 2), "peak_memory_mb": peak_memory_mb(),
                    "scores": scores}
@@ -110,9 +139,10 @@ class Run:
             if self.predictions:
                 write_whole(results.part(self.run_id, "predictions.jsonl"), "".join(
                     json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions))
-            results.write_run(self.run_id, [self.row(item, record) | {
-                "split": split, "metric": metric, "value": value, "n_examples": count}
-                for split, item, metric, value, count in values], record)
+            rows = [self.row(item, record) | {"split": split, "metric": metric, "value": value, "n_examples": count}
+                    for split, item, metric, value, count in values]
+            kept = [row for row in earlier if (row["split"], row["item"]) not in self.wanted]
+            results.write_run(self.run_id, rows + (kept if status == "completed" else []), record)
         return status == "completed"
 
     def _train_and_evaluate(self, data: Data) -> tuple[dict[str, dict[str, float]], dict]:
@@ -142,32 +172,35 @@ class Run:
         if trainer.state.best_global_step and args.load_best_model_at_end:
             log.info("evaluating the best model, that of step %d", trainer.state.best_global_step)
         scores = {}
-        for role, sets in data.items():
-            if role in ROLES:
-                scores[ROLES[role]] = trainer.evaluate(sets)
-                self.predictions += [{"split": ROLES[role], **row} for row in trainer.predictions]
+        for rows, prefix in ((data, "eval"), (self.held_out.data, "held_out")):
+            for role, sets in rows.items():
+                if role in ROLES:
+                    found = trainer.evaluate(sets, metric_key_prefix=prefix)
+                    scores[ROLES[role]] = scores.get(ROLES[role], {}) | found
+                    self.predictions += [{"split": ROLES[role], **row} for row in trainer.predictions]
         return scores, training
 
-    def _values(self, scores, data: Data) -> Iterator[tuple]:
+    def _values(self, scores, data: Data) -> list[tuple]:
         """(split, item, metric, value, number of rows) of each result; one without metric per item of a failed run."""
-        for role, sets in data.items():
-            if role not in ROLES:
-                continue
-            split = ROLES[role]
-            for item in self.experiment.items:
-                count = sum(len(entry.dataset) for entry in sets[item.name])
-                if split not in scores:
-                    yield split, item, "", "", count
-                    continue
-                for metric in self.experiment.metrics(item):
-                    yield split, item, metric, round(scores[split][f"eval_{item.name}_{metric}"], 6), count
+        found = []
+        for rows, items, prefix in ((data, self.experiment.items, "eval"),
+                                    (self.held_out.data, self.held_out.items, "held_out")):
+            for role, split in ROLES.items():
+                for item in items if role in rows else ():
+                    count = sum(len(entry.dataset) for entry in rows[role][item.name])
+                    if split not in scores:
+                        found.append((split, item, "", "", count))
+                        continue
+                    found += [(split, item, metric, round(scores[split][f"{prefix}_{item.name}_{metric}"], 6), count)
+                              for metric in self.experiment.metrics(item)]
+        return found
 
     def row(self, item: Item, record: dict) -> dict:
         """The columns of a result that the run, its record and the item decide."""
         return {"run_id": self.run_id, "status": record["status"], "seed": self.args.seed, "item": item.name,
                 "template": " ".join(t.name for t in item.templates),
                 "template_hash": " ".join(t.hash for t in item.templates),
-                "content_hash": self.content[item.name], "trained_on": self.trained_on,
+                "content_hash": (self.content | self.held_out.content)[item.name], "trained_on": self.trained_on,
                 "trained_hash": trained_hash(self.content, self.content) if self.args.do_train else "",
                 "model": self.experiment.model.model_name_or_path, "steps": record.get("training", {}).get("steps", ""),
                 "seconds": record.get("seconds", ""), "commit": record["commit"],
@@ -177,14 +210,17 @@ class Run:
         """The record of a run that begins: settings, versions, device, commit, rows."""
         return {"run_id": self.run_id, "status": "running", "seed": self.args.seed, "trained_on": self.trained_on,
                 "config_hash": self.experiment.config_hash} | describe(self.args) | {
-            "data": {role: {item: {"source": entries[0].source, **{entry.template.item: entry.counts
-                                                                   for entry in entries}}
-                            for item, entries in by_item.items()} for role, by_item in data.items()},
+            "data": _counts(data), "held_out": _counts(self.held_out.data),
             "arguments": self.experiment.settings()}
 
     def _write_record(self, record: dict) -> None:
         if self.args.process_index == 0:
             self.results.write_record(self.run_id, record)
+
+
+def _counts(data: Data) -> dict:
+    return {role: {item: {"source": entries[0].source, **{entry.template.item: entry.counts for entry in entries}}
+                   for item, entries in by_item.items()} for role, by_item in data.items()}
 
 
 def _print_results(results: Results, run: Run) -> None:
