@@ -1,4 +1,4 @@
-"""Tables of what plans are worth: `python -m tests.bench_plan [--tables DIR] [--worlds] [--intervals] [--speed]`.
+"""Tables of what plans are worth: `python -m tests.bench_plan [--tables DIR] [--worlds] [--intervals] ...`.
 
 --tables: for each X_valid.csv and X_test.csv in DIR with columns Task, Trained on and eval_<metric>, in which every
 subset was trained: the gain over alone on test, in %, of plans chosen on valid. The others are simulated.
@@ -21,6 +21,7 @@ from src.plan import choose, confirm, rounds
 from src.plan.choose import Plan, Worth, every_subset, partition
 from src.plan.predict import Process
 from src.subsets import start_set
+from tests.exhaustive import best_total
 
 WEIGHTS = np.ones
 
@@ -245,6 +246,31 @@ def intervals(count: int = 200, n: int = 8) -> None:
               + "; truly below alone " + ", ".join(f"{name} {np.mean(hits):.0%}" for name, hits in below.items()))
 
 
+# ---- the best plan --------------------------------------------------------------------------------------------------
+
+
+def optimum(count: int = 200) -> None:
+    equal = dict.fromkeys(itertools.product((False, True), (None, 1, 2, 3)), 0)
+    for seed in range(count):
+        rng, n = np.random.default_rng(seed), 1 + seed % 7
+        every = every_subset(n)
+        members = np.unique(np.concatenate([every[1:][rng.random(2**n - 1) < rng.choice([0.3, 1.0])],
+                                            np.eye(n, dtype=bool)]), axis=0)
+        values = np.where(members & (members.sum(1, keepdims=True) > 1), rng.normal(size=members.shape), 0.0)
+        gains = Gains(tuple(f"i{i}" for i in range(n)), "points", members, np.where(members, values, np.nan),
+                      np.full(members.shape, np.nan), np.zeros(len(members), bool))
+        worth = Worth(gains, Process(members, gains.values), rng.uniform(0, 2, n))
+        of_items = np.vstack([np.zeros(n), np.nan_to_num(worth.of_items(every[1:])) * worth.weights])
+        for overlap, budget in equal:
+            plan = choose.choose(worth, budget, overlap)
+            found = worth.of_items(plan.of_item)[np.arange(n), np.arange(n)] @ worth.weights
+            equal[overlap, budget] += (abs(found - best_total(of_items, budget, overlap)) < 1e-9
+                                       and len(plan.subsets) <= (budget or n))
+    print(f"\nplans that equal brute force, of {count} random tables of 1 to 7 items")
+    for (overlap, budget), number in equal.items():
+        print(f"  {'with' if overlap else 'without'} overlap, budget {budget}: {number}")
+
+
 # ---- speed ----------------------------------------------------------------------------------------------------------
 
 
@@ -274,10 +300,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=Path, help="folder of tables in which every subset was trained")
     for flag, words in (("worlds", "the predictor beside pair means and ridge"), ("intervals", "coverage"),
+                        ("optimum", "plans beside brute force"),
                         ("speed", "seconds at 12 to 100 items")):
         parser.add_argument(f"--{flag}", action="store_true", help=words)
     args = parser.parse_args()
-    chosen = {"worlds": worlds, "intervals": intervals, "speed": speed}
+    chosen = {"worlds": worlds, "intervals": intervals, "optimum": optimum, "speed": speed}
     asked = [name for name in chosen if getattr(args, name)]
     if args.tables:
         tables(args.tables)

@@ -1,4 +1,7 @@
-"""The true optimum of small clusterings, for tests and benches."""
+"""The true optimum of small clusterings and plans, for tests and benches."""
+
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -21,3 +24,29 @@ def exhaustive(S: np.ndarray, k: int) -> np.ndarray:
         H = (rows == c).astype(float)
         total += ((H @ S) * H).sum(1) / H.sum(1)
     return rows[total.argmax()].astype(int)
+
+
+def partitions(items: list[int]) -> Iterator[list[list[int]]]:
+    """All partitions of the items; there are 877 of 7."""
+    if not items:
+        yield []
+        return
+    first, *rest = items
+    for others in itertools.chain.from_iterable(itertools.combinations(rest, k) for k in range(len(items))):
+        for found in partitions([item for item in rest if item not in others]):
+            yield [[first, *others], *found]
+
+
+def best_total(of_items: np.ndarray, budget: int | None, overlap: bool) -> float:
+    """The largest sum of a plan of at most `budget` subsets, by trying all partitions of who is served together.
+
+    of_items (2^n, n): what each item gains by each subset, a row r for the subset of its bits. With overlap, whoever is
+    served together may be served by any subset that holds them.
+    """
+    n, values = of_items.shape[1], {}
+    for block in range(1, len(of_items)):
+        members = [i for i in range(n) if block >> i & 1]
+        around = [s for s in range(len(of_items)) if s & block == block] if overlap else [block]
+        values[block] = max(of_items[s, members].sum() for s in around)
+    return max(sum(values[sum(1 << i for i in block)] for block in found) for found in partitions(list(range(n)))
+               if len(found) <= (budget or n))

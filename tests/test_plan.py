@@ -14,6 +14,7 @@ from src.plan import choose, confirm, predict, rounds
 from src.plan.choose import IMPOSSIBLE, Worth, every_subset, partition
 from src.plan.predict import Process
 from src.subsets import start_set
+from tests.exhaustive import best_total, partitions
 from tests.test_affinity import row, write_runs
 
 ITEMS = ("a", "b", "c", "d")
@@ -72,17 +73,6 @@ def error_of(capsys, *flags: str) -> str:
 # ---- the best plan --------------------------------------------------------------------------------------------------
 
 
-def partitions(items: list[int]):
-    """All partitions, each a list of lists."""
-    if not items:
-        yield []
-        return
-    first, *rest = items
-    for others in itertools.chain.from_iterable(itertools.combinations(rest, k) for k in range(len(items))):
-        for found in partitions([item for item in rest if item not in others]):
-            yield [[first, *others], *found]
-
-
 def total(worth: Worth, found: choose.Plan) -> float:
     own = np.arange(len(worth.weights))
     return float(worth.of_items(found.of_item)[own, own] @ worth.weights)
@@ -123,6 +113,19 @@ def test_overlap_is_the_best_of_all_families(n):
             found = choose.choose(worth, budget, overlap=True)
             assert total(worth, found) == pytest.approx(best) and len(found.subsets) <= (budget or n)
             assert all(members[i] for i, members in enumerate(found.of_item))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_plan_equals_brute_force_where_little_is_measured(overlap):
+    """Also by predictions, with weights, with a budget; 200 tables of up to 7 items: tests/bench_plan.py --optimum."""
+    for seed, budget in itertools.product(range(4), (None, 2)):
+        rng, n = np.random.default_rng(seed), 3 + seed % 3
+        every = every_subset(n)
+        sets = np.unique(np.concatenate([every[1:][rng.random(2**n - 1) < 0.5], np.eye(n, dtype=bool)]), axis=0)
+        worth = worth_of(rng.normal(size=sets.shape), sets, rng.uniform(0, 2, n))
+        of_items = np.vstack([np.zeros(n), np.nan_to_num(worth.of_items(every[1:])) * worth.weights])
+        found = choose.choose(worth, budget, overlap)
+        assert found.exact and total(worth, found) == pytest.approx(best_total(of_items, budget, overlap))
 
 
 def test_weights_decide():

@@ -124,7 +124,8 @@ class Agenda:
     def _places(self) -> list[Path]:
         """The files and folders that decide what the children train, besides their flags."""
         tasks = [self.items.task] if self.items.task else list(self.items.names)
-        tasks += expand_names(self.child.get("eval_task_names", []), self.args.task_dir)
+        if "eval_task_names" in self.child:
+            tasks += expand_names(self.child["eval_task_names"], self.args.task_dir)
         data_dir = self.child.get("data_dir", [DEFAULT_DATA_DIR])[-1:]
         model = self.child.get("model_name_or_path", [""])[-1:]
         found = [Path(self.args.task_dir, f"{task}{suffix}") for task in tasks for suffix in (".yaml", ".json")]
