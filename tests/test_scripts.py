@@ -415,7 +415,7 @@ def test_held_out_instructions_without_training(scratch):
 @pytest.mark.parametrize(("flags", "message"), [
     (["--eval_task_names", "demo_x"], "unknown task 'demo_x'"), (["--eval_template_idx", "99"], "99: task 'demo_a1'"),
     (["--eval_template_idx", "one"], "--eval_template_idx 'one' must be a position"),
-    (["--eval_task_names", "demo_b1", "--do_eval", "False"], "--eval_task_names demo_b1: needs --do_eval")])
+    (["--eval_task_names", "demo_b1", "--do_eval", "False"], "--eval_template_idx need --do_eval")])
 def test_bad_held_out_flags(scratch, capsys, flags, message):
     train = [*DEMO, "--task_names", "demo_a1", "--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no",
              "--load_best_model_at_end", "False", *flags]

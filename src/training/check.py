@@ -9,6 +9,7 @@ from src.cli import InputError
 from src.identity import ANSWER
 from src.tasks.rows import render_rows
 from src.training.experiment import Experiment
+from src.training.held_out import asked_for, held_out
 
 FIRST_ROWS = 100  # of each item and role that are rendered and tokenised
 
@@ -20,15 +21,15 @@ def check_and_describe(experiment: Experiment) -> int:
         InputError: what a training would refuse.
     """
     experiment.check()
-    held_out, names = experiment.held_out, experiment.names
+    other, names = held_out(experiment), experiment.names
     content = _check_rows(experiment)
-    contents = content | (_check_rows(held_out) if held_out else {})
+    contents = content | (_check_rows(other) if other else {})
     print(ANSWER + json.dumps({
         "settings": experiment.identity, "config_hash": experiment.config_hash, "content": content,
         "metrics": {item.name: experiment.metrics(item) for item in experiment.items},
         # of what is scored without training: its content, and the item with which alone it is, or ""
         "held_out": {item.name: (contents[item.name], item.task.name if item.name != item.task.name in names else "")
-                     for item in experiment.data.beside(experiment.items)},
+                     for item in asked_for(experiment)},
     }, default=str))
     return 0
 

@@ -19,7 +19,7 @@ from src.metrics import CHOICE_METRICS
 from src.names import MAX_NAME, plain_name
 from src.results import Results
 from src.tasks.rows import Selection, select_rows
-from src.tasks.task import Item, check_distinct
+from src.tasks.task import Item
 from src.tasks.template import LEFT_OUT
 from src.training.families import Family
 from src.training.flags import DataArguments, ModelArguments, ResultArguments, TrainingArguments
@@ -73,23 +73,6 @@ class Experiment:
         other = copy.copy(self)
         object.__setattr__(other, "training", copy.copy(self.training))
         other.training.seed = seed
-        return other
-
-    @property
-    def held_out(self) -> "Experiment | None":
-        """The same for what is scored beside the items without training on it, evaluation alone; None where nothing is.
-
-        Raises InputError where it is named like an item.
-        """
-        items = tuple(item for item in self.data.beside(self.items) if item.name not in self.names)
-        if not items:
-            return None
-        tasks = {item.task.name: item.task for item in self.items}
-        check_distinct([*self.items, *(dataclasses.replace(item, task=tasks.get(item.task.name, item.task))
-                                       for item in items)])
-        other = self.of_seed(self.training.seed)
-        object.__setattr__(other, "items", items)
-        other.training.do_train = False
         return other
 
     def settings(self) -> dict:
@@ -189,9 +172,6 @@ class Experiment:
             # No error: in a sweep of mixed items some subsets have none.
             warn("--score_choices True: none of the items has answer choices")
         _check_best_metric(self)
-        for flag in ("eval_task_names", "eval_template_idx"):
-            if getattr(self.data, flag) and not (self.training.do_eval or self.training.do_predict):
-                raise InputError(f"--{flag} {' '.join(getattr(self.data, flag))}: needs --do_eval or --do_predict")
         self.results.check_writable()
         check_writable(f"--output_dir {self.training.output_dir}", Path(self.training.output_dir).absolute())
         check_model(self.model, self.family, self.training.do_train, self.data.cache_dir)

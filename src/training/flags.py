@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -14,7 +14,7 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from src import DEFAULT_CACHE_DIR, DEFAULT_DATA_DIR, DEFAULT_TASK_DIR
 from src.cli import InputError, OneLineErrors, did_you_mean, warn
 from src.tasks.catalogue import expand_names, load_task
-from src.tasks.task import Item, Task, instruction_items, task_items
+from src.tasks.task import Item, instruction_items, task_items
 
 
 def flag(default, help: str):
@@ -118,13 +118,6 @@ class DataArguments:
             raise InputError("--template_idx is empty; give positions from 0 on, or -1 (none)")
         return indices
 
-    def beside(self, items: Sequence[Item]) -> list[Item]:
-        """What --eval_task_names and --eval_template_idx name, items trained on among them."""
-        raise NotImplementedError
-
-    def _eval_tasks(self) -> list[Task]:
-        return [load_task(name, self.task_dir) for name in expand_names(self.eval_task_names, self.task_dir)]
-
 
 @dataclass
 class InstructionArguments(DataArguments):
@@ -135,10 +128,6 @@ class InstructionArguments(DataArguments):
     def items(self) -> list[Item]:
         """One item per template."""
         return instruction_items(load_task(self.task_name, self.task_dir), self.indices())
-
-    def beside(self, items: Sequence[Item]) -> list[Item]:
-        return instruction_items(items[0].task, self.indices("eval_template_idx")) + [
-            item for task in self._eval_tasks() for item in instruction_items(task, self.indices())]
 
 
 @dataclass
@@ -156,11 +145,6 @@ class MultitaskArguments(DataArguments):
         """One item per task, each under the same template indices."""
         names = expand_names(self.task_names, self.task_dir)
         return task_items([load_task(name, self.task_dir) for name in names], self.indices())
-
-    def beside(self, items: Sequence[Item]) -> list[Item]:
-        new = [index for index in self.indices("eval_template_idx") if index not in self.indices()]
-        return task_items(self._eval_tasks(), self.indices()) + [
-            other for item in items for other in instruction_items(item.task, new)]
 
     def validate(self) -> None:
         super().validate()

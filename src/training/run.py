@@ -7,7 +7,6 @@ import logging
 import shutil
 import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 
 import transformers
@@ -21,6 +20,7 @@ from src.tasks.task import Item
 from src.training.check import check_and_describe
 from src.training.checkpoints import is_at_its_end, last_checkpoint
 from src.training.experiment import Data, Experiment, report_data
+from src.training.held_out import HeldOut, prepare
 from src.training.record import describe, log_file, peak_memory_mb, set_up_logging
 from src.training.tokenised import mix
 from src.training.trainer import Trainer
@@ -55,34 +55,11 @@ def run_experiment(experiment: Experiment) -> int:
         data = of_seed.rows(selections)
         if seed == args.seed:
             report_data(data)
-        run = Run(of_seed, of_seed.content(selections), HeldOut.of(of_seed))
+        run = Run(of_seed, of_seed.content(selections), prepare(of_seed))
         completed &= run.execute(data)
     if args.process_index == 0:
         _print_results(experiment.results, run)
     return 0 if completed else 1
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What is scored once, at the end, without training on it: its rows, and a hash of each item's content."""
-
-    experiment: Experiment | None
-    data: Data
-    content: dict[str, str]
-
-    @classmethod
-    def of(cls, experiment: Experiment) -> "HeldOut":
-        other = experiment.held_out
-        if other is None:
-            return cls(None, {}, {})
-        selections = other.selections()
-        data = other.rows(selections)
-        report_data(data)
-        return cls(other, data, other.content(selections))
-
-    @property
-    def items(self) -> tuple[Item, ...]:
-        return self.experiment.items if self.experiment else ()
 
 
 class Run:
@@ -141,8 +118,9 @@ class Run:
                     json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions))
             rows = [self.row(item, record) | {"split": split, "metric": metric, "value": value, "n_examples": count}
                     for split, item, metric, value, count in values]
-            kept = [row for row in earlier if (row["split"], row["item"]) not in self.wanted]
-            results.write_run(self.run_id, rows + (kept if status == "completed" else []), record)
+            if status == "completed":
+                rows += [row for row in earlier if (row["split"], row["item"]) not in self.wanted]
+            results.write_run(self.run_id, rows if status == "completed" else earlier or rows, record)
         return status == "completed"
 
     def _train_and_evaluate(self, data: Data) -> tuple[dict[str, dict[str, float]], dict]:
