@@ -67,7 +67,9 @@ def error_of(capsys, *flags: str) -> str:
     with pytest.raises(SystemExit) as stop:
         command.run_as_script(lambda: plan(*flags, "--write_subsets", "next.txt"))
     assert stop.value.code == 2 and Path("next.txt").read_text() == "as it was\n"
-    return capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
 
 
 # ---- the best plan --------------------------------------------------------------------------------------------------
@@ -533,6 +535,16 @@ def test_bad_input(place, capsys):
     rows = json.loads((place / "rows.json").read_text())
     write_runs(place, [*rows, row("a b", "a", 0.5, metric="loss", config_hash="other")])
     assert "--config_hash" in error_of(capsys)
+
+
+def test_a_budget_that_cannot_serve_all(place, capsys):
+    train(place, [names for names in start_set(ITEMS, 0) if len(names) < 3])
+    ledger = Path("sampled_tasks/x/failed")
+    ledger.mkdir(parents=True)
+    (ledger / "1").write_text(json.dumps({"subset": " ".join(ITEMS), "attempts": [1]}))
+    assert "--budget 1: cannot serve all items" in error_of(capsys, "--budget", "1")
+    assert not (place / "explored.txt").exists() and not (place / "plan.json").exists()
+    assert plan("--budget", "2", "--explore", "0") == 0
 
 
 def test_an_item_that_fails_alone_is_an_error(place, capsys):

@@ -19,6 +19,9 @@ class HeldOut:
     content: dict[str, str]
 
 
+NOTHING = HeldOut((), {}, {})
+
+
 def asked_for(experiment: Experiment) -> list[Item]:
     """The items that the flags name, those trained on among them."""
     data, items = experiment.data, experiment.items
@@ -58,7 +61,7 @@ def prepare(experiment: Experiment) -> HeldOut:
     """Find and tokenise the rows of the held-out items."""
     other = held_out(experiment)
     if other is None:
-        return HeldOut((), {}, {})
+        return NOTHING
     selections = other.selections()
     data = other.rows(selections)
     report_data(data)

@@ -20,7 +20,7 @@ from src.tasks.task import Item
 from src.training.check import check_and_describe
 from src.training.checkpoints import is_at_its_end, last_checkpoint
 from src.training.experiment import Data, Experiment, report_data
-from src.training.held_out import HeldOut, prepare
+from src.training.held_out import NOTHING, HeldOut, prepare
 from src.training.record import describe, log_file, peak_memory_mb, set_up_logging
 from src.training.tokenised import mix
 from src.training.trainer import Trainer
@@ -65,7 +65,7 @@ def run_experiment(experiment: Experiment) -> int:
 class Run:
     """One training with one seed, and its rows and record. Its checkpoints are in `args.output_dir`, its own folder."""
 
-    def __init__(self, experiment: Experiment, content: dict[str, str], held_out: HeldOut):
+    def __init__(self, experiment: Experiment, content: dict[str, str], held_out: HeldOut = NOTHING):
         """`content` is that of `experiment.content`: a hash of each item."""
         self.experiment, self.results, self.args = experiment, experiment.results, experiment.training
         self.content, self.held_out = content, held_out
