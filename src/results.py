@@ -92,11 +92,11 @@ class Results:
         return json.loads(self.part(run_id, "json").read_text(encoding="utf-8"))["status"] == "completed"
 
     def is_without_scores(self, split: str) -> bool:
-        """Whether there is no completed run with scores of `split` (in runs.csv, or an older summary without it)."""
+        """Whether there is no true run with scores of `split` (in runs.csv, or an older summary without it)."""
         if not self.runs_csv.exists():
             return not self.summary_csv(split).exists()
         with self.runs_csv.open(encoding="utf-8", newline="") as file:
-            return not any(row.get("status") == "completed" and row.get("split") == split
+            return not any(row.get("status") in MEASURED and row.get("split") == split
                            for row in csv.DictReader(file))
 
     def models(self) -> set[str]:

@@ -12,6 +12,7 @@ import pandas
 import psutil
 import pytest
 
+from src import results
 from src.cli import InputError
 from src.estimate import calibration, compare
 from src.estimate.calibration import item_scales, spread
@@ -94,6 +95,13 @@ def test_calibration_then_comparison(scratch, capsys):
     assert costs["share_of_many"] == pytest.approx(
         (costs["gradients"] + 60 + costs["fits"] / 6 * 1000) / (120 / 6 * 1000))
     assert (scratch.folder / "results/x_estimated/compare.png").stat().st_size > 1000
+
+    # true losses from elsewhere are as good
+    assert results.main(["import", "results/x/x_valid.csv", "--save_name", "y"]) == 0
+    assert estimate("compare", "--save_name", "y", "--estimated", "x_estimated") == 0
+    assert "loss: 6 scores of subsets that were not calibrated on (3 were)" in capsys.readouterr().out
+    assert estimate(*FLAGS, *START, "--calibrate", 3, "--save_name", "y") == 0
+    assert "calibrated on 3 true subsets: 63 steps, relative error of their loss 0.0%" in capsys.readouterr().out
 
 
 def test_calibration_subsets_hold_each_item():

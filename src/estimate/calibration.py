@@ -13,6 +13,7 @@ from src.cli import InputError, warn
 from src.estimate.compare import relative_error
 from src.estimate.fits import Fits
 from src.estimate.flags import EstimateArguments
+from src.results import MEASURED
 from src.scores import read_scores
 from src.subsets import Subset, subset
 from src.training.experiment import Experiment
@@ -42,7 +43,7 @@ def true_losses(experiment: Experiment, options: EstimateArguments, command_line
     names, folder = experiment.names, experiment.results.folder
     found: dict[Subset, dict[str, float]] = {}
     if not experiment.results.is_without_scores("valid"):
-        scores = read_scores(folder, config_hash=options.config_hash, statuses=("completed",),
+        scores = read_scores(folder, config_hash=options.config_hash, statuses=MEASURED,
                              content_hash=options.content_hash)
         metrics = {item.name: experiment.loss_metric(item) for item in experiment.items}
         for row in scores.itertuples():

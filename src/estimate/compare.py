@@ -9,7 +9,9 @@ import numpy as np
 
 from src.cli import InputError, OneLineErrors, add_results_flags
 from src.cluster import affinity, evidence, plots, rounding, sdp
+from src.files import write_whole
 from src.metrics import LOWER_IS_BETTER
+from src.results import MEASURED
 from src.scores import oriented, read_scores
 from src.tasks.catalogue import main_metrics
 
@@ -55,7 +57,7 @@ def main(arguments: list[str]) -> int:
     label = "validation loss" if args.metric == "loss" else args.metric
     sign = -1 if args.metric in LOWER_IS_BETTER else 1
     plots.scatter(path, sign * unseen["value"].to_numpy(), sign * unseen["value_guess"].to_numpy(), label)
-    (folders[0] / "compare.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_whole(folders[0] / "compare.json", json.dumps(result, indent=1) + "\n")
     print(f"written: {path} and compare.json")
     return 0
 
@@ -63,7 +65,7 @@ def main(arguments: list[str]) -> int:
 def _scores(folder: Path, args: argparse.Namespace, estimated: bool):
     """The oriented scores of one folder, true or estimated ones only."""
     scores = read_scores(folder, statuses=("estimated",)) if estimated else read_scores(
-        folder, config_hash=args.config_hash, statuses=("completed",), content_hash=args.content_hash)
+        folder, config_hash=args.config_hash, statuses=MEASURED, content_hash=args.content_hash)
     return oriented(scores, args.metric, partial(main_metrics, task_dir=args.task_dir))
 
 
