@@ -222,7 +222,8 @@ def worlds(count: int = 10) -> None:
 def intervals(count: int = 200, n: int = 8) -> None:
     print(f"\n90 % intervals of the plan's true gain, {count} tables for each noise, n = {n}")
     every = every_subset(n)[1:]
-    for groups, noise in itertools.product((0.06, 0.0), (0.01, 0.03)):
+    for (words, groups), noise in itertools.product((("planted", 0.06), ("hardly any", 0.01), ("none", 0.0)),
+                                                    (0.01, 0.03)):
         covered, below = {"naive": [], "fresh seed": [], "bootstrap": []}, {"before": [], "after": []}
         for seed in range(count):
             true, measured = world(n, seed, groups, groups / 3, 0.004 if groups else 0, noise)
@@ -241,7 +242,7 @@ def intervals(count: int = 200, n: int = 8) -> None:
                 covered[name].append(low - 1e-12 <= right <= high + 1e-12)
             below["before"].append(right < -1e-12)
             below["after"].append(right < -1e-12 and fresh.mean() > 0)
-        print(f"  gains {'planted' if groups else 'none   '}, noise {noise:.0%}: "
+        print(f"  gains {words:10s}, noise {noise:.0%}: "
               + ", ".join(f"{name} {np.mean(hits):.2f}" for name, hits in covered.items())
               + "; truly below alone " + ", ".join(f"{name} {np.mean(hits):.0%}" for name, hits in below.items()))
 
