@@ -81,13 +81,13 @@ class Results:
         self.part(run_id).parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.part(run_id, "json"), json.dumps(record, indent=1, default=str) + "\n")
 
-    def is_completed(self, run_id: str, wanted: Iterable[tuple[str, str]] = ()) -> bool:
-        """Whether the run's rows are there, among them of each (split, item) that is wanted, and tell of success."""
+    def is_completed(self, run_id: str, wanted: Iterable[tuple[str, str, str]] = ()) -> bool:
+        """Whether the run's rows are there, one for each wanted (split, item, metric), and tell of success."""
         part = self.part(run_id)
         if not part.exists() or (rows := read_part(part)) is None:
             return False
         if rows or wanted:  # there are none where it was only trained
-            there = {(row["split"], row["item"]) for row in rows if row["status"] == "completed"}
+            there = {(row["split"], row["item"], row["metric"]) for row in rows if row["status"] == "completed"}
             return {*wanted} <= there and all(row["status"] == "completed" for row in rows)
         return json.loads(self.part(run_id, "json").read_text(encoding="utf-8"))["status"] == "completed"
 

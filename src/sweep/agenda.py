@@ -119,7 +119,7 @@ class Agenda:
         self._check_best_metric()
         self.settings = self.answer["settings"] | {"script": args.script, "seed": args.seed, "runs": args.runs,
                                                    "results": str(self.results.folder)}
-        self._held_out: dict[str, list[str]] = self.answer.get("held_out", {})  # as the check says it
+        self._held_out: dict[str, tuple] = self.answer.get("held_out", {})  # item -> content, metrics, of which item
 
     def _places(self) -> list[Path]:
         """The files and folders that decide what the children train, besides their flags."""
@@ -178,7 +178,7 @@ class Agenda:
 
     def held_out(self, members: Subset) -> list[str]:
         """The items that are scored after training on the subset, without being in it."""
-        return [name for name, (_, of) in self._held_out.items() if name not in members and (not of or of in members)]
+        return [name for name, (*_, of) in self._held_out.items() if name not in members and (not of or of in members)]
 
     def words(self, members: Subset) -> dict:
         """What the key hashes, for people."""
@@ -204,7 +204,8 @@ class Agenda:
     def has_rows(self, members: Subset) -> bool:
         splits = [split for flag, split in (("do_eval", "valid"), ("do_predict", "test"))
                   if self.child.get(flag, ["False"]) in ([], ["True"])]
-        wanted = [(split, item) for split in splits for item in self.held_out(members)]
+        wanted = [(split, item, metric) for split in splits for item in self.held_out(members)
+                  for metric in self._held_out[item][1]]
         return all(self.results.is_completed(run_id, wanted) for run_id in self.run_ids(members))
 
     def delete_checkpoints(self, members: Subset) -> None:

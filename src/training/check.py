@@ -27,8 +27,9 @@ def check_and_describe(experiment: Experiment) -> int:
     print(ANSWER + json.dumps({
         "settings": experiment.identity, "config_hash": experiment.config_hash, "content": content,
         "metrics": {item.name: experiment.metrics(item) for item in experiment.items},
-        # of what is scored without training: its content, and the item with which alone it is, or ""
-        "held_out": {item.name: (contents[item.name], item.task.name if item.name != item.task.name in names else "")
+        # of what is scored without training: its content, metrics, and the item with which alone it is, or ""
+        "held_out": {item.name: (contents[item.name], experiment.metrics(item),
+                                 item.task.name if item.name != item.task.name in names else "")
                      for item in asked_for(experiment)},
     }, default=str))
     return 0

@@ -76,8 +76,8 @@ class Run:
         self.run_id = f"{name}-s{self.args.seed}"
         self.args.output_dir = str(Path(self.args.output_dir) / self.run_id)
         self.predictions: list[dict] = []  # of the last evaluations, with --save_predictions
-        self.wanted = {(ROLES[role], item.name) for role in experiment.roles if role in ROLES
-                       for item in (*experiment.items, *held_out.items)}  # (split, item) of the scores asked for
+        self.wanted = {(ROLES[role], item.name, metric) for role in experiment.roles if role in ROLES
+                       for item in (*experiment.items, *held_out.items) for metric in experiment.metrics(item)}
 
     def execute(self, data: Data) -> bool:
         """Do the run; return whether it is completed. A failure is recorded, with its traceback in the log."""
@@ -119,7 +119,7 @@ class Run:
             rows = [self.row(item, record) | {"split": split, "metric": metric, "value": value, "n_examples": count}
                     for split, item, metric, value, count in values]
             if status == "completed":
-                rows += [row for row in earlier if (row["split"], row["item"]) not in self.wanted]
+                rows += [row for row in earlier if (row["split"], row["item"], row["metric"]) not in self.wanted]
             results.write_run(self.run_id, rows if status == "completed" else earlier or rows, record)
         return status == "completed"
 
