@@ -85,6 +85,12 @@ def add_results_flags(parser: argparse.ArgumentParser, *names: str, **changes: d
         parser.add_argument(f"--{name}", **RESULTS_FLAGS[name] | changes.get(name, {}))
 
 
+def say_page(args: argparse.Namespace) -> None:
+    """Name the command that shows the results of `args` as a page, at the end of one that has found something."""
+    places = "" if args.results_dir == "results" else f" --results_dir {args.results_dir}"
+    print(f"all of it on a page: python -m src.report --save_name {args.save_name}{places}")
+
+
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str] | None], fold: str | None = None,
                 **options) -> None:
     """Print text in columns, with rich.table's `options`; a row None is a line across.

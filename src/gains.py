@@ -159,9 +159,9 @@ def fill(measured: Gains, estimated: Gains) -> Gains:
     return Gains(measured.items, measured.unit, *join, np.arange(len(old) + len(new)) >= len(old), measured.no_alone)
 
 
-def amount(value: float, unit: str) -> str:
+def amount(value: float | None, unit: str) -> str:
     """A gain with its sign, relative ones in percent, or with `score` a score; `-` where there is none."""
-    if np.isnan(value):
+    if value is None or np.isnan(value):
         return "-"
     if unit == "score":
         return f"{value:.4f}"

@@ -1,7 +1,9 @@
 """Read the results of a name: the scores of each item after each subset, checked, turned so that higher is better."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,12 @@ def results_file(folder: str | Path, split: str = "valid") -> Path:
                     f"--save_name {name}_imported --split {each}")
             break
     raise InputError(f"--save_name {name}: found no {path}; {hint}")
+
+
+def provenance(source: Path, command: list[str]) -> dict:
+    """What a file of findings says of its origin: the command, and the runs.csv it was found in."""
+    return {"command": command, "results_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def read_scores(folder: str | Path, split: str = "valid", config_hash: str | None = None,

@@ -306,7 +306,15 @@ def test_loop_from_pairs_to_a_settled_plan(place, capsys):
     assert found["subsets"] == [["a", "b"], ["c", "d"], ["e"]] and found["settled"] and found["measured"] == 3
     assert found["served_by"] == {"a": ["a", "b"], "b": ["a", "b"], "c": ["c", "d"], "d": ["c", "d"], "e": ["e"]}
     assert set(found) == {"subsets", "served_by", "gain", "gain_low", "gain_high", "measured", "settled", "predictor",
-                          "error", "rank_correlation", "gap"} and found["gap"] == 0
+                          "error", "rank_correlation", "coverage", "gap", "unit", "metrics", "known_by", "passes",
+                          "rivals", "losses", "measured_losses", "next", "why", "command", "results_sha256", "date"}
+    assert found["gap"] == 0 and found["next"] == [] and found["command"][:3] == ["python", "-m", "src.plan"]
+    *_, ours = found["rivals"]
+    assert [ours[name] for name in ("gain", "gain_low", "gain_high")] == [
+        found[name] for name in ("gain", "gain_low", "gain_high")]
+    assert ours["items"]["a"][0] == pytest.approx(0.1) and set(ours["items"]) == set("abcde")
+    assert found["measured_losses"] == len(found["losses"]) and found["losses"][0]["gain"] == min(
+        row["gain"] for row in found["losses"]) < 0
     assert Path("clusters/x_plan.txt").read_text() == "a b\nc d\ne\n"
     assert (place / "plan.png").stat().st_size > 1000
     explored = rounds.read_rounds(place / "explored.txt")

@@ -6,21 +6,20 @@
 """
 
 import argparse
-import hashlib
 import json
+import sys
 from collections import Counter
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script
+from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script, say_page
 from src.cluster import affinity, choose, evidence, plots, rounding, sdp, worth
 from src.cluster.lists import sweep_command, write_lines
 from src.cluster.show import show, show_transfer
 from src.files import write_whole
-from src.scores import UNTRAINED, oriented, read_scores, results_file, transferred
+from src.scores import UNTRAINED, oriented, provenance, read_scores, results_file, transferred
 from src.tasks.catalogue import main_metrics
 
 SIGNIFICANT = 0.05
@@ -142,6 +141,10 @@ def write_matrix(folder: Path, found: affinity.Affinity, resamples: np.ndarray |
     return f"{name}.csv {name}_long.csv {name}.png"
 
 
+def as_lists(found: affinity.Affinity) -> list[list[float | None]]:
+    return np.where(np.isnan(found.T), None, found.T).tolist()
+
+
 def write_subsets(args: argparse.Namespace, items: tuple[str, ...], clusters: list[list[str]]) -> None:
     """Write what to train to know what the clusters are worth, and say how."""
     lines = [[item] for item in items] + [list(items)] + [c for c in clusters if 1 < len(c) < len(items)]
@@ -183,12 +186,12 @@ def main(arguments: list[str] | None = None) -> int:
         "hub_shares": dict(zip(found.items, sdp.shares_of_hubs(found.T).round(4).tolist(), strict=True)),
         "adjusted_rand_index": alike, "curve": curve, "missing_pairs": unseen,
         "metrics": found.metrics, "subsets": len(found.scores), "estimated_scores": int(everything["estimated"].sum()),
-        "items": found.items, "transfer": found.transfer,
-        "affinity": np.where(np.isnan(found.T), None, found.T).tolist(),
+        "items": found.items, "transfer": found.transfer, "affinity": as_lists(found),
+        "directed": None if directed is None else {"items": directed.items, "affinity": as_lists(directed)},
         "coassignment": None if coassignment is None else coassignment.round(4).tolist(),
-        "arguments": vars(args), "results_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
-        "numpy": np.__version__, "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+        "agreement": None if coassignment is None else evidence.agreement(coassignment, labels),
+        "arguments": vars(args), "numpy": np.__version__,
+    } | provenance(source, ["python", "-m", "src.cluster", *(sys.argv[1:] if arguments is None else arguments)])
     show(args, S, labels, record)
     record["worth"] = what_it_is_worth(everything, found, labels, args.save_name)
     write_whole(folder / "clusters.json", json.dumps(record, indent=1) + "\n")
@@ -197,6 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"written: {clusters_file} and, in {folder}/, {' '.join(files)} num_clusters.png clusters.json")
     if args.write_subsets:
         write_subsets(args, found.items, clusters)
+    say_page(args)
     return 0
 
 

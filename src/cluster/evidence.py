@@ -72,3 +72,9 @@ def coassignment(resampled: np.ndarray, k: int, hubs: str = "keep") -> np.ndarra
         labels = with_k(S, np.arange(len(S)), k)
         count += labels[:, None] == labels
     return count / len(resampled)
+
+
+def agreement(coassignment: np.ndarray, labels: np.ndarray) -> float:
+    """Which share of the pairs falls the same way in the resamples behind coassignment (n, n) as in labels (n,)."""
+    same = np.where(labels[:, None] == labels, coassignment, 1 - coassignment)
+    return float(same[~np.eye(len(labels), dtype=bool)].mean())

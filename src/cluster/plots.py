@@ -1,10 +1,13 @@
 """The pictures: affinities as a heat map in the order of clusters, the choice of their number, estimates over truth."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 
-COLOURS = "PuOr_r"  # told apart with every common kind of colour blindness; white is the row's mean
+COLOURS = "RdBu"  # told apart with every common kind of colour blindness; white is the row's mean
+ORANGE, BLUE = "#D55E00", "#0072B2"  # of Okabe & Ito
+MOST_WRITTEN = 12  # items: of more, the values do not fit into the cells
 
 
 def _pyplot():
@@ -18,50 +21,56 @@ def _pyplot():
 
 def heat_map(path: str | Path, T: np.ndarray, Z: np.ndarray, items: list[str], labels: np.ndarray, label: str,
              how: str = "with") -> None:
-    """Draw Z (n, n), the z-scores of the rows of T, ordered by cluster, each cluster outlined, missing pairs grey.
+    """Draw Z (n, n), the z-scores of the rows of T, as `matrix` does.
 
     labels (n,): -1 of items in no cluster; label: of the colours; how: `with` or `after` the column's item.
+    """
+    figure = matrix(T, Z, items, labels, label)
+    figure.suptitle(f"How well the row's item does {how} the column's item ({len(items)} items)", x=0.02, ha="left",
+                    fontsize=10)
+    figure.savefig(path, dpi=200, bbox_inches="tight")
+
+
+def matrix(T: np.ndarray, Z: np.ndarray, items: list[str], labels: np.ndarray, label: str):
+    """A figure of Z (n, n) in the order of clusters, each outlined, grey where T (n, n) is NaN; its image is `grid`.
 
     Up to 12 items the values of T are written into the cells. The size grows with n, so that labels stay readable.
     """
-    pyplot, n = _pyplot(), len(items)
-    order = np.argsort(labels, kind="stable")
-    T, Z = T[np.ix_(order, order)], Z[np.ix_(order, order)]
-    names = [items[i] for i in order]
-    inch = float(np.interp(n, [2, 12, 40, 100], [0.85, 0.55, 0.28, 0.17]))  # side of a cell
-    size = inch * max(n, 6)
-    # a cell of `inch` inches has room for a label of 62 `inch` points; more than 10 looks coarse
-    font, large = min(10.0, 62 * inch), 9 + 0.3 * inch * n
-    margin = 0.4 + font / 72 * 0.62 * max(map(len, names))
-    figure = pyplot.figure(figsize=(margin + size + 1.5, margin + size + 0.6), dpi=150)
-    width, height = figure.get_size_inches()
-    axes = figure.add_axes((margin / width, 1 - (0.55 + size) / height, size / width, size / height))
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure  # no display
+    from matplotlib.patches import Rectangle
+
+    n, order = len(items), np.argsort(labels, kind="stable")
+    T, Z, names = T[np.ix_(order, order)], Z[np.ix_(order, order)], [items[i] for i in order]
+    inch = float(np.interp(n, [2, 12, 40, 100], [0.6, 0.42, 0.22, 0.14]))  # side of a cell
+    font = min(9.0, 62 * inch)  # a cell of `inch` inches has room for a label of 62 `inch` points; more looks coarse
+    margin, size = 0.2 + font / 72 * 0.62 * max(map(len, names)), inch * n
+    wide = float(np.clip(size, 2.8, 4.0))  # of the scale
+    figure = Figure((margin + max(size, wide) + 0.15, margin + size + 1.0))
+    place = 1 / np.tile(figure.get_size_inches(), 2)
+    axes = figure.add_axes(place * (margin, 0.65, size, size))
     limit = float(np.nanmax(np.abs(Z), initial=0)) or 1.0
-    shown = np.ma.masked_where(np.isnan(T), Z)
-    colours = pyplot.get_cmap(COLOURS).with_extremes(bad="0.85")
-    image = axes.imshow(shown, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest")
+    image = axes.imshow(np.ma.masked_where(np.isnan(T), Z), vmin=-limit, vmax=limit, interpolation="nearest",
+                        cmap=colormaps[COLOURS].with_extremes(bad="0.88"), gid="grid")
     axes.set_xticks(range(n), names, rotation=90, fontsize=font)
     axes.set_yticks(range(n), names, fontsize=font)
-    axes.tick_params(length=2)
-    axes.set_title(f"How well the row's item does {how} the column's item ({n} items)", fontsize=large, loc="left")
-    start = 0
+    axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    start = -0.5
     for cluster, count in zip(*np.unique(labels, return_counts=True), strict=True):
         if cluster >= 0:
-            axes.add_patch(pyplot.Rectangle((start - 0.5, start - 0.5), count, count, fill=False, edgecolor="black",
-                                            linewidth=2.2, clip_on=False))
+            axes.add_patch(Rectangle((start, start), count, count, fill=False, edgecolor="black", linewidth=1.8,
+                                     clip_on=False))
         start += count
-    if n <= 12:
-        for i, j in zip(*np.nonzero(~np.isnan(T)), strict=True):
-            luminance = np.array(image.to_rgba(Z[i, j])[:3]) ** 2.2 @ (0.2126, 0.7152, 0.0722)
-            axes.text(j, i, f"{T[i, j]:.3g}", ha="center", va="center", fontsize=8,
-                      color="black" if luminance > 0.18 else "white")  # there both have the same contrast
-    tall = min(size, 8.0)
-    legend = figure.add_axes(((margin + size + 0.15) / width, 1 - (0.55 + tall) / height, 0.2 / width, tall / height))
-    figure.colorbar(image, cax=legend)
-    legend.set_ylabel(label, fontsize=large)
-    legend.tick_params(labelsize=large)
-    figure.savefig(path)
-    pyplot.close(figure)
+    for i, j in zip(*np.nonzero(~np.isnan(T)), strict=True) if n <= MOST_WRITTEN else ():
+        luminance = np.array(image.to_rgba(Z[i, j])[:3]) ** 2.2 @ (0.2126, 0.7152, 0.0722)
+        axes.text(j, i, re.sub(r"^(-?)0\.", r"\1.", f"{T[i, j]:.3g}"), ha="center", va="center", fontsize=8,
+                  color="black" if luminance > 0.18 else "white")  # there both have the same contrast
+    scale = figure.add_axes(place * (margin, 0.45, wide, 0.09))
+    figure.colorbar(image, cax=scale, orientation="horizontal").outline.set_visible(False)
+    scale.set_xlabel(label, fontsize=8, loc="left")
+    scale.tick_params(labelsize=8, length=0)
+    return figure
 
 
 def number_of_clusters(path: str | Path, curve: list[dict], chosen: int) -> None:
@@ -77,7 +86,7 @@ def number_of_clusters(path: str | Path, curve: list[dict], chosen: int) -> None
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
         values = [row[key] for row in curve]
         axes.plot(k, values, "o-", color="0.35", markersize=4)
-        axes.axvline(chosen, color="#b35806", linewidth=2, zorder=0, label=f"chosen: {chosen}")
+        axes.axvline(chosen, color=ORANGE, linewidth=2, zorder=0, label=f"chosen: {chosen}")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("number of clusters k")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -93,8 +102,8 @@ def scatter(path: str | Path, true: np.ndarray, estimated: np.ndarray, label: st
     figure, axes = pyplot.subplots(figsize=(5.2, 5), layout="constrained")
     low, high = min(true.min(), estimated.min()), max(true.max(), estimated.max())
     axes.plot([low, high], [low, high], color="0.35", linewidth=1.2, label="equal")
-    axes.axhline(true.mean(), color="#b35806", linewidth=1.2, linestyle="--", label="constant guess")
-    axes.scatter(true, estimated, s=14, color="#542788", alpha=0.7, linewidths=0)
+    axes.axhline(true.mean(), color=ORANGE, linewidth=1.2, linestyle="--", label="constant guess")
+    axes.scatter(true, estimated, s=14, color=BLUE, alpha=0.7, linewidths=0)
     axes.set_xlabel(f"true {label}")
     axes.set_ylabel(f"estimated {label}")
     axes.set_title(f"{len(true)} scores, a point each", fontsize=10, loc="left")

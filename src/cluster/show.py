@@ -41,9 +41,7 @@ def show(args: argparse.Namespace, S: np.ndarray, labels: np.ndarray, record: di
     if record["coassignment"] is None:
         say("stability and intervals not measured: no score was repeated; train with --runs 2 or more")
     else:
-        share = np.array(record["coassignment"])
-        agree = np.where(labels[:, None] == labels, share, 1 - share)[~np.eye(len(S), dtype=bool)].mean()
-        say(f"stability: {agree:.0%} of the pairs fall the same way in {args.bootstrap} resamples")
+        say(f"stability: {record['agreement']:.0%} of the pairs fall the same way in {args.bootstrap} resamples")
     show_evidence(record, say)
     if record["adjusted_rand_index"] is not None:
         say(f"adjusted Rand index with {args.reference}: {record['adjusted_rand_index']:.2f}")

@@ -8,16 +8,18 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script
+from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script, say_page
 from src.files import write_whole
 from src.gains import UNITS
 from src.plan import known, rivals, rounds, show, target
 from src.plan.choose import Worth, partition
 from src.plan.predict import Process
+from src.scores import provenance, results_file
 
 UNIT_IN_WORDS = {"relative": "relative to the score alone", "points": "in points of the metric", "gain": "as given"}
 LEFT = 3  # exit code: something is left to be trained
@@ -58,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     args = make_parser().parse_args(arguments)
+    args.command = ["python", "-m", "src.plan", *(sys.argv[1:] if arguments is None else arguments)]
     if args.budget is not None and args.budget < 1:
         raise InputError(f"--budget {args.budget}: cannot serve all items; must be at least 1")
     if args.explore < 0:
@@ -71,6 +74,7 @@ def finish(args, following: list, why: str) -> int:
     """Name and write what should be trained next; the exit code."""
     if not following:
         print(f"settled: {why}")
+        say_page(args)
         return 0
     following = sorted(following, key=len)
     print(f"to be trained next, {len(following)} ({why}):")
@@ -79,33 +83,32 @@ def finish(args, following: list, why: str) -> int:
     if args.write_subsets:
         write_whole(Path(args.write_subsets), "".join(" ".join(members) + "\n" for members in following))
         print(f"written: {args.write_subsets}")
+    say_page(args)
     return LEFT
 
 
-def write(args, beside: list[show.Rival], worth: Worth, settled: bool) -> list[Path]:
-    """plan.json, plan.png and, of a partition, its cluster file; their paths."""
-    gains, folder, ours = worth.gains, Path(args.results_dir) / args.save_name, beside[-1]
-    write_whole(folder / "plan.json", json.dumps(show.as_json(ours, gains, settled, worth.process), indent=1) + "\n")
-    show.draw(folder / "plan.png", beside, gains)
-    clusters = Path(args.clusters_dir) / f"{args.save_name}_plan.txt"
-    if (ours.plan.subsets.sum(0) == 1).all():
-        clusters.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(clusters, "".join(" ".join(gains.names(members)) + "\n" for members in ours.plan.subsets))
-        return [folder / "plan.json", folder / "plan.png", clusters]
-    clusters.unlink(missing_ok=True)  # of an earlier plan
-    return [folder / "plan.json", folder / "plan.png"]
-
-
-def print_plan(args, beside: list[show.Rival], worth: Worth) -> None:
-    gains, ours = worth.gains, beside[-1]
+def of_items(args, ours: show.Rival, worth: Worth) -> tuple[list[str], dict[str, float]]:
+    """How the gain of each item is known, and how often its training went over its rows, where that is recorded."""
+    gains = worth.gains
     keys = {members.tobytes(): " ".join(sorted(gains.names(members))) for members in ours.plan.subsets}
     ran = known.passes(Path(args.results_dir) / args.save_name, set(keys.values()))
     passes = {item: ran.get(keys[ours.plan.of_item[i].tobytes()], {}).get(item) for i, item in enumerate(gains.items)}
-    show.print_plan(beside, gains, [rivals.how_known(worth, members) for members in ours.plan.of_item],
-                    {item: times for item, times in passes.items() if times is not None})
-    print(show.predictor_line(worth.process, gains.unit))
-    print("no plan is worth more by these gains (exact)" if ours.plan.exact else
-          "found by local search: how far the best plan is from it is not known")
+    return ([rivals.how_known(worth, members) for members in ours.plan.of_item],
+            {item: times for item, times in passes.items() if times is not None})
+
+
+def write(args, record: dict) -> list[Path]:
+    """plan.json, plan.png and, of a partition, its cluster file; their paths."""
+    folder = Path(args.results_dir) / args.save_name
+    write_whole(folder / "plan.json", json.dumps(record, indent=1) + "\n")
+    show.draw(folder / "plan.png", record)
+    clusters = Path(args.clusters_dir) / f"{args.save_name}_plan.txt"
+    if sum(map(len, record["subsets"])) == len(record["served_by"]):
+        clusters.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(clusters, "".join(" ".join(members) + "\n" for members in record["subsets"]))
+        return [folder / "plan.json", folder / "plan.png", clusters]
+    clusters.unlink(missing_ok=True)  # of an earlier plan
+    return [folder / "plan.json", folder / "plan.png"]
 
 
 def plan_all(args, step: rounds.Step, worth: Worth, found: known.Known) -> tuple[list, str]:
@@ -114,8 +117,16 @@ def plan_all(args, step: rounds.Step, worth: Worth, found: known.Known) -> tuple
     if not following and args.confirm_seed is not None:
         plan, following, why = rivals.confirmed(step, worth, found, args)
     beside = rivals.compare(plan, worth, found, args)
-    print_plan(args, beside, worth)
-    print("written: " + ", ".join(map(str, write(args, beside, worth, not following))))
+    gains, process = worth.gains, worth.process
+    how, passes = of_items(args, beside[-1], worth)
+    show.print_plan(beside, gains, how, passes)
+    print(show.predictor_line(process, gains.unit))
+    print("no plan is worth more by these gains (exact)" if plan.exact else
+          "found by local search: how far the best plan is from it is not known")
+    record = show.as_json(beside[-1], gains, not following, process) | show.details(beside, gains, how, passes) | {
+        "next": [list(members) for members in following], "why": why, "metrics": found.metrics} | provenance(
+            results_file(Path(args.results_dir) / args.save_name), args.command)
+    print("written: " + ", ".join(map(str, write(args, record))))
     return following, why
 
 

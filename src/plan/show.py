@@ -12,8 +12,8 @@ from src.plan.predict import Process
 
 # of Okabe & Ito: told apart with every common kind of colour blindness
 COLOURS = {"all": "#E69F00", "clusters": "#56B4E9", "plan": "#009E73"}
-MARKS = {"all": "s", "clusters": "D", "plan": "o"}
 MOST_LOSSES, MOST_RANKED = 10, 20  # lines
+MOST_WRITTEN = 200  # losses in plan.json
 
 
 @dataclass
@@ -62,16 +62,19 @@ def print_plan(rivals: list[Rival], gains: Gains, how: list[str], passes: dict[s
     print_losses(gains)
 
 
-def print_losses(gains: Gains) -> None:
-    """Who loses with whom, by how much: the largest measured losses over alone."""
+def losses(gains: Gains) -> list[dict]:
+    """Who loses with whom, by how much: all measured losses over alone, the largest first; error None where unknown."""
     values = np.where(gains.estimated[:, None], np.nan, gains.values)
     found = sorted((values[s, i], s, i) for s, i in zip(*np.nonzero(values < 0), strict=True))
-    rows = []
-    for value, s, i in found[:MOST_LOSSES]:
-        others = [name for name in gains.names(gains.members[s]) if name != gains.items[i]]
-        error = gains.errors[s, i]
-        rows.append((gains.items[i], " ".join(others), amount(value, gains.unit)
-                     + ("" if np.isnan(error) else f" \N{PLUS-MINUS SIGN} {amount(error, gains.unit)[1:]}")))
+    return [{"item": gains.items[i], "with": [name for name in gains.names(gains.members[s]) if name != gains.items[i]],
+             "gain": number(value), "error": number(gains.errors[s, i])} for value, s, i in found]
+
+
+def print_losses(gains: Gains) -> None:
+    found = losses(gains)
+    rows = [(row["item"], " ".join(row["with"]), amount(row["gain"], gains.unit) + (
+        "" if row["error"] is None else f" \N{PLUS-MINUS SIGN} {amount(row['error'], gains.unit)[1:]}"))
+        for row in found[:MOST_LOSSES]]
     if rows:
         print_table(("item", "trained with", "gain over alone"), rows, fold="trained with",
                     title=f"negative transfer: {len(rows)} of {len(found)} measured losses")
@@ -96,44 +99,76 @@ def describe(process: Process) -> str:
     return f"gaussian process, c {process.c:g}, noise {process.noise:g}"
 
 
+def number(value: float) -> float | None:
+    """For JSON: None where a number is not known."""
+    return None if np.isnan(value) else round(float(value), 6)
+
+
 def as_json(plan: Rival, gains: Gains, settled: bool, process: Process) -> dict:
-    """What plan.json holds; null where a number is not known."""
-    gain, low, high = plan.total
-
-    def number(value: float) -> float | None:
-        return None if np.isnan(value) else round(float(value), 6)
-
+    """What plan.json says of the plan; null where a number is not known."""
+    gain, low, high = map(number, plan.total)
     return {"subsets": [list(gains.names(members)) for members in plan.plan.subsets],
             "served_by": {item: list(gains.names(plan.plan.of_item[i])) for i, item in enumerate(gains.items)},
-            "gain": number(gain), "gain_low": number(low), "gain_high": number(high),
+            "gain": gain, "gain_low": low, "gain_high": high,
             "measured": sum(gains.is_measured(members) or int(members.sum()) == 1 for members in plan.plan.subsets),
             "settled": settled, "predictor": describe(process), "error": number(process.error),
-            "rank_correlation": number(process.rank_correlation), "gap": 0.0 if plan.plan.exact else None}
+            "rank_correlation": number(process.rank_correlation), "coverage": number(process.coverage),
+            "gap": 0.0 if plan.plan.exact else None}
 
 
-def draw(path: Path, rivals: list[Rival], gains: Gains) -> None:
-    """plan.png: the gain of each item by all, clusters and plan; alone is 0."""
-    import matplotlib
+def details(rivals: list[Rival], gains: Gains, how: list[str], passes: dict[str, float]) -> dict:
+    """What plan.json says beside the plan: the gains of each item by all rivals, the plan the last, and the losses."""
+    found = losses(gains)
+    return {"unit": gains.unit, "known_by": dict(zip(gains.items, how, strict=True)), "passes": passes, "rivals": [
+        {"name": rival.name, "subsets": len(rival.plan.subsets), "source": rival.source, "chance": rival.chance,
+         **dict(zip(("gain", "gain_low", "gain_high"), map(number, rival.total), strict=True)),
+         "items": {item: [number(each[i]) for each in (rival.gains, rival.low, rival.high)]
+                   for i, item in enumerate(gains.items)}} for rival in rivals],
+        "losses": found[:MOST_WRITTEN], "measured_losses": len(found)}
 
-    matplotlib.use("Agg")  # no display
-    from matplotlib import pyplot
 
-    shown = [rival for rival in rivals if rival.name in COLOURS]
-    order = np.argsort(shown[-1].gains, kind="stable")
-    factor = 100 if gains.unit == "relative" else 1
-    label = "gain over alone" + {"relative": ", %", "points": ", points", "gain": ""}[gains.unit]
-    figure, axes = pyplot.subplots(figsize=(7, 1.4 + 0.3 * len(gains.items)), layout="constrained", dpi=150)
-    axes.axvline(0, color="black", linewidth=1.2, label="alone")
-    for at, rival in enumerate(shown):
-        y = np.arange(len(order)) + (at - (len(shown) - 1) / 2) * 0.2
-        x, low, high = (factor * each[order] for each in (rival.gains, rival.low, rival.high))
-        known = ~np.isnan(low) & ~np.isnan(x)
-        axes.hlines(y[known], low[known], high[known], color=COLOURS[rival.name], linewidth=1.2)
-        axes.plot(x, y, MARKS[rival.name], color=COLOURS[rival.name], markersize=5, label=rival.name)
-    axes.set_yticks(range(len(order)), [gains.items[i] for i in order])
-    axes.set_xlabel(label)
-    axes.set_title(f"Gain of each item, by which subset serves it ({len(order)} items)", loc="left", fontsize=10)
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(path)
-    pyplot.close(figure)
+def draw(path: Path, plan: dict) -> None:
+    """plan.png: the gains of a plan.json."""
+    figure = bars(plan, by_gain(plan))
+    figure.suptitle(f"Gain of each item, by what serves it ({len(plan['served_by'])} items)", fontsize=11)
+    figure.savefig(path, dpi=150)
+
+
+def by_gain(plan: dict) -> list[str]:
+    """The items of a plan.json, those that gain most first."""
+    found = plan["rivals"][-1]["items"]
+    return sorted(found, key=lambda item: -found[item][0])
+
+
+def bars(plan: dict, items: list[str]):
+    """A figure of the gains of `items` by all, clusters and plan, of a plan.json; alone is 0, lines are intervals.
+
+    A row of the figure is named `tip:` and what it shows, for a page that shows values under the pointer.
+    """
+    from matplotlib.figure import Figure  # no display
+
+    rivals, unit = [rival for rival in plan["rivals"] if rival["name"] in COLOURS], plan["unit"]
+    thick, factor = 0.78 / len(rivals), 100 if unit == "relative" else 1
+    figure = Figure((3.6 + 0.075 * max(map(len, items)), 0.85 + (0.12 + 0.11 * len(rivals)) * len(items)),
+                    layout="constrained")
+    axes, rows = figure.add_subplot(), np.arange(len(items))
+    axes.axvline(0, color="black", linewidth=1, label="alone")
+    for at, rival in enumerate(rivals):
+        x, low, high = factor * np.array([rival["items"][item] for item in items], float).T
+        y = rows + (at - (len(rivals) - 1) / 2) * thick
+        axes.barh(y, x, thick * 0.86, color=COLOURS[rival["name"]], label=rival["name"])
+        axes.hlines(y, low, high, color="0.25", linewidth=0.8)
+    for row, item in enumerate(items):
+        found = [(rival["name"], *rival["items"][item]) for rival in rivals]
+        words = [f"{name} {amount(gain, unit)}" + ("" if low in (None, high) else f" ({within(low, high, unit)})")
+                 for name, gain, low, high in found]
+        axes.axhspan(row - 0.5, row + 0.5, facecolor="none", zorder=9, gid="\n".join([f"tip:{item}", *words]))
+    axes.set_yticks(rows, items, fontsize=9)
+    axes.set_ylim(len(items) - 0.5, -0.5)
+    axes.tick_params(length=0, labelsize=9)
+    axes.set_xlabel("gain over alone" + {"relative": ", %", "points": ", points", "gain": ""}[unit], fontsize=9)
+    axes.grid(axis="x", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=9, ncols=4, loc="outside upper left", frameon=False)
+    return figure
