@@ -43,8 +43,12 @@ def results_file(folder: str | Path, split: str = "valid") -> Path:
 
 def provenance(source: Path, command: list[str]) -> dict:
     """What a file of findings says of its origin: the command, and the runs.csv it was found in."""
-    return {"command": command, "results_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+    return {"command": command, "results_sha256": file_hash(source),
             "date": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_scores(folder: str | Path, split: str = "valid", config_hash: str | None = None,

@@ -3,6 +3,7 @@
     sampled_tasks/<task_set_name>.txt    the completed subsets, one a line: derived from done/
     sampled_tasks/<task_set_name>/
         mode           how subsets are claimed: flock or heartbeat
+        wanted         the newest command's line, and the subsets it wants, one a line
         plan/0001      subsets drawn so far, one a line; each further draw is one more file
         claims/<key>   who trains the subset now (flock), or claims/<key>.<n>, the n-th claim (heartbeat)
         done/<key>     the subset, its settings in words, its log: the truth about what is completed
@@ -89,6 +90,18 @@ class Ledger:
         text = "".join(f"{line}\n" for line in [f"# {comment}", *lines])
         return self._publish(self.folder / "plan" / f"{draws + 1:04}", text)
 
+    def want(self, command: str, lines: list[str]) -> None:
+        """Note what a command that begins wants, for people and pages: nothing of the sweep reads it."""
+        write_whole(self.folder / "wanted", "".join(f"{line}\n" for line in [f"# {command}", *lines]))
+
+    def wanted(self) -> tuple[str, list[str]]:
+        """The newest command and the lines of the subsets it wants; empty where none was noted."""
+        try:
+            command, *lines = (self.folder / "wanted").read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError):
+            return "", []
+        return command.removeprefix("# "), lines
+
     def claim(self, key: str, words: str) -> "Claim | None":
         """Claim a subset; None where it is done or somebody else's."""
         make = FlockClaim.make if self.mode == "flock" else HeartbeatClaim.make
@@ -100,6 +113,12 @@ class Ledger:
 
     def is_claimed(self, key: str) -> bool:
         return (FlockClaim if self.mode == "flock" else HeartbeatClaim).exists(self, key)
+
+    def running(self) -> set[str]:
+        """The subsets that are claimed and not done, as lines."""
+        claims = {name.partition(".")[0]: self.folder / "claims" / name for name in _names(self.folder / "claims")}
+        return {json.JSONDecoder().raw_decode(path.read_text())[0]["subset"] for key, path in claims.items()
+                if not self.is_done(key) and self.is_claimed(key)}
 
     def is_done(self, key: str) -> bool:
         return (self.folder / "done" / key).exists()
@@ -132,6 +151,11 @@ class Ledger:
             return json.loads((self.folder / "failed" / key).read_text())["attempts"]
         except FileNotFoundError:
             return []
+
+    def failures(self) -> dict[str, dict]:
+        """Of each key that has failed attempts the subset and the attempts, also where it is done by now."""
+        return {name: json.loads((self.folder / "failed" / name).read_text())
+                for name in _names(self.folder / "failed")}
 
     def fail(self, key: str, subset: str, reason: str, log: str) -> int:
         """Record a failed attempt; only the holder of the claim may. Returns the number of attempts."""

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -57,6 +58,7 @@ def _begin(agenda: Agenda, folder: Path, mode: str | None) -> tuple[Ledger, list
     ledger = Ledger.open(folder, mode)
     keep(agenda.answer, agenda.kept)
     subsets = agenda.subsets(ledger, write=True)
+    ledger.want(shlex.join(["python", sys.argv[0], *agenda.args.command_line]), [" ".join(each) for each in subsets])
     announce(agenda, ledger, subsets)
     if agenda.args.retry_failed:
         for members in subsets:
