@@ -1,8 +1,8 @@
 """Look at pages in a real browser: `make page-check`, or `python tests/look_at_page.py PAGE ... [--out FOLDER]`.
 
-Each page is opened at 1280 and 390 pixels and printed to A4. It fails where the console has an error, something is asked
-for from elsewhere, something is wider than the window or cut, a table is not sorted, or a value is not shown under the
-pointer. The screenshots and the PDF stay in the folder, to be looked at.
+Each page is opened at 1280 and 390 pixels and printed to A4. It fails where the console has an error, something is
+asked for from elsewhere, is wider than the window or cut, a table is not sorted, or no value shown under the pointer.
+The screenshots and the PDF stay in the folder, to be looked at.
 """
 
 import argparse
@@ -17,7 +17,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 # What sticks out of the window, or of the picture that it belongs to, other than inside something that scrolls.
 WIDER = """() => {
   const wide = document.documentElement.clientWidth, found = [];
-  if (document.documentElement.scrollWidth > wide) found.push(`the page is ${document.documentElement.scrollWidth} wide`);
+  const all = document.documentElement.scrollWidth;
+  if (all > wide) found.push(`the page is ${all} wide`);
   for (const node of document.querySelectorAll("body *")) {
     const box = node.getBoundingClientRect();
     if (box.width && !node.closest(".scroll, pre, [data-tip], defs") && (box.right > wide + 1 || box.left < -1))
@@ -48,7 +49,7 @@ def look(page: Page, path: Path, width: int, out: Path) -> list[str]:
     wrong += page.evaluate(WIDER)
     page.screenshot(path=out / f"{path.parent.name}-{width}.png", full_page=True)
     if page.query_selector("svg text"):
-        print(f"{path}: at {width} pixels the smallest words in a picture are {page.evaluate(SMALLEST):.1f} pixels high")
+        print(f"{path}: at {width} pixels the smallest words of a picture have {page.evaluate(SMALLEST):.1f} pixels")
     for table in page.query_selector_all("table.sortable"):
         head = table.query_selector("thead th:last-child button")
         head.click()

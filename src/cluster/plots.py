@@ -42,7 +42,7 @@ def matrix(T: np.ndarray, Z: np.ndarray, items: list[str], labels: np.ndarray, l
 
     n, order = len(items), np.argsort(labels, kind="stable")
     T, Z, names = T[np.ix_(order, order)], Z[np.ix_(order, order)], [items[i] for i in order]
-    inch = float(np.interp(n, [2, 12, 40, 100], [0.6, 0.42, 0.22, 0.14]))  # side of a cell
+    inch = float(np.interp(n, [2, 12, 40, 100], [0.55, 0.37, 0.21, 0.14]))  # side of a cell
     font = min(9.0, 62 * inch)  # a cell of `inch` inches has room for a label of 62 `inch` points; more looks coarse
     margin, size = 0.2 + font / 72 * 0.62 * max(map(len, names)), inch * n
     wide = float(np.clip(size, 2.8, 4.0))  # of the scale
@@ -64,7 +64,7 @@ def matrix(T: np.ndarray, Z: np.ndarray, items: list[str], labels: np.ndarray, l
         start += count
     for i, j in zip(*np.nonzero(~np.isnan(T)), strict=True) if n <= MOST_WRITTEN else ():
         luminance = np.array(image.to_rgba(Z[i, j])[:3]) ** 2.2 @ (0.2126, 0.7152, 0.0722)
-        axes.text(j, i, re.sub(r"^(-?)0\.", r"\1.", f"{T[i, j]:.3g}"), ha="center", va="center", fontsize=8,
+        axes.text(j, i, re.sub(r"^(-?)0\.", r"\1.", f"{T[i, j]:.3g}"), ha="center", va="center", fontsize=8.5,
                   color="black" if luminance > 0.18 else "white")  # there both have the same contrast
     scale = figure.add_axes(place * (margin, 0.45, wide, 0.09))
     figure.colorbar(image, cax=scale, orientation="horizontal").outline.set_visible(False)

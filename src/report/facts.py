@@ -12,6 +12,7 @@ from pathlib import Path
 from src.cli import InputError, warn
 from src.cost import Cost, finished
 from src.identity import settings_that_count
+from src.names import natural_order
 from src.results import Results
 from src.scores import file_hash, oriented, read_scores, results_file
 from src.sweep.ledger import Ledger
@@ -83,7 +84,7 @@ def read_runs(path: Path) -> tuple[list[dict[str, str]], list[str]]:
         for row in csv.DictReader(file):
             runs[row["run_id"], row["trained_on"]] = row
             items[row["item"]] = True
-    return list(runs.values()), list(items)
+    return list(runs.values()), sorted(items, key=natural_order)
 
 
 def read_findings(folder: Path) -> tuple[dict[str, dict], list[str]]:
@@ -168,7 +169,23 @@ def settings(record: dict) -> dict:
         found = settings_that_count(record["arguments"])
     except KeyError:  # of an older version, or imported
         found = record.get("arguments", {})
-    return {name: value for name, value in sorted(found.items()) if value not in (None, False, "", [], {})}
+    return dict(sorted(_set(found).items()))
+
+
+def _set(values: dict) -> dict:
+    """What is set of values, and of values in values."""
+    found = {name: _set(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return {name: value for name, value in found.items() if value not in (None, False, "", [], {})}
+
+
+def in_lines(words: list[str], wide: int = 96) -> str:
+    """A command in lines that a shell takes as one."""
+    lines = [""]
+    for word in map(shlex.quote, words):
+        if len(lines[-1]) + len(word) > wide:
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return " \\\n".join(lines)
 
 
 # ---- the sweep ------------------------------------------------------------------------------------------------------
@@ -195,10 +212,10 @@ def commands(facts: Facts) -> list[str]:
     """What was typed, as far as it is recorded, in order."""
     found = []
     if facts.sweep and facts.sweep["command"]:
-        found.append(facts.sweep["command"])
+        found.append(shlex.split(facts.sweep["command"]))
     elif facts.first and facts.first.get("command"):
         words = [str(word) for word in facts.first["command"]]
-        found.append(shlex.join(words if words[0] == "python" else ["python", *words]))
-    found += [shlex.join(facts.findings[name]["command"]) for name in ("clusters", "plan")
+        found.append(words if words[0] == "python" else ["python", *words])
+    found += [facts.findings[name]["command"] for name in ("clusters", "plan")
               if facts.findings.get(name, {}).get("command")]
-    return [*found, f"python -m src.report --save_name {facts.name}"]
+    return [in_lines(words) for words in (*found, ["python", "-m", "src.report", "--save_name", facts.name])]

@@ -16,6 +16,7 @@ for (const head of document.querySelectorAll("table.sortable thead th")) {
     for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
     body.append(...rows);
+    body.parentNode.classList.add("sorted");
   });
 }
 // What stands under the pointer: the words of a shape, or the value of a cell.
