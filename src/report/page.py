@@ -33,7 +33,8 @@ def render(facts: Facts) -> str:
     """The page of what is known, as HTML."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True, undefined=StrictUndefined)
-    environment.filters |= {"amount": amount, "number": number, "duration": duration, "count": count, "listed": listed}
+    environment.filters |= {"amount": amount, "number": number, "duration": duration, "count": count, "listed": listed,
+                            "extract": lambda name, of: of.get(name, "")}
     plan, clusters = (facts.findings.get(name) for name in ("plan", "clusters"))
     plan = plan if plan and "rivals" in plan else None  # of an older version: to be made anew
     drawn = {pictures.kind_of(curve.trained_on, item, facts) for item in facts.curves for curve in facts.curves[item]}
