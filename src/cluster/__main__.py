@@ -174,10 +174,10 @@ def main(arguments: list[str] | None = None) -> int:
     clusters = [row["members"] for row in per_cluster]
 
     write_lines(clusters_file, clusters)
-    files = [] if found.transfer else [write_matrix(folder, found, resamples, clusters, hubs)]
+    drawn = [] if found.transfer else [(found, resamples, hubs)]
     if directed is not None:
-        files.append(write_matrix(folder, directed, directed.resample(args.bootstrap, rng), clusters,
-                                  hubs if found.transfer else "keep"))
+        drawn.append((directed, directed.resample(args.bootstrap, rng), hubs if found.transfer else "keep"))
+    files = [write_matrix(folder, each, repeated, clusters, way) for each, repeated, way in drawn]
     plots.number_of_clusters(folder / "num_clusters.png", curve, int(labels.max()) + 1)
     alike = None if args.reference is None else choose.adjusted_rand_index(found.items, labels, args)
     record = {
@@ -186,8 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
         "hub_shares": dict(zip(found.items, sdp.shares_of_hubs(found.T).round(4).tolist(), strict=True)),
         "adjusted_rand_index": alike, "curve": curve, "missing_pairs": unseen,
         "metrics": found.metrics, "subsets": len(found.scores), "estimated_scores": int(everything["estimated"].sum()),
-        "items": found.items, "transfer": found.transfer, "affinity": as_lists(found),
-        "directed": None if directed is None else {"items": directed.items, "affinity": as_lists(directed)},
+        "items": found.items, "transfer": found.transfer, "affinity": as_lists(found), "matrices": [
+            {"transfer": each.transfer, "items": each.items, "values": as_lists(each), "hubs": way}
+            for each, _, way in drawn],
         "coassignment": None if coassignment is None else coassignment.round(4).tolist(),
         "agreement": None if coassignment is None else evidence.agreement(coassignment, labels),
         "arguments": vars(args), "numpy": np.__version__,

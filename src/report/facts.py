@@ -20,7 +20,7 @@ from src.sweep.run import SETS
 from src.sweep.scheduler import LOG_TAIL
 from src.tasks.catalogue import main_metrics
 
-FINDINGS = {"plan": "src.plan", "clusters": "src.cluster", "transfer": "src.cluster"}  # <name>.json -> who writes it
+FINDINGS = {"plan": "src.plan", "clusters": "src.cluster"}  # <name>.json -> who writes it
 
 
 @dataclass

@@ -41,8 +41,8 @@ def render(facts: Facts) -> str:
     curves = {item: pictures.growth(item, facts, f"c{at}") for at, item in enumerate(facts.items) if facts.curves[item]}
     to_come = max(facts.sweep["to_come"] if facts.sweep else 0, len(plan["next"]) if plan else 0)
     return environment.get_template("page.html").render(
-        facts=facts, plan=plan, clusters=clusters, transfer=facts.findings.get("transfer"), within=within,
-        gains=pictures.gains(plan) if plan else [], affinities=pictures.affinities(clusters) if clusters else None,
+        facts=facts, plan=plan, clusters=clusters, within=within,
+        gains=pictures.gains(plan) if plan else [], maps=pictures.heat_maps(clusters) if clusters else {},
         curves=curves, drawn=drawn, kinds=pictures.KINDS, lower=LOWER_IS_BETTER, commands=commands(facts),
         writers=FINDINGS, settings=settings(facts.first) if facts.first else {}, to_come=to_come,
         ahead=ahead(facts.cost, to_come) if to_come else "")

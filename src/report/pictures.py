@@ -48,17 +48,25 @@ def gains(plan: dict) -> list[Markup]:
     return [svg(bars(plan, part), f"gain over alone of {', '.join(part)}", f"g{at}") for at, part in enumerate(parts)]
 
 
-def affinities(found: dict) -> tuple[Markup, dict]:
-    """The heat map of a clusters.json, and its values as they stand in it."""
+def heat_maps(found: dict) -> dict[str, tuple[Markup, dict]]:
+    """The heat maps of a clusters.json, affinity and transfer as far as there are, with the values as they stand there.
+
+    Those of older versions know the affinity alone.
+    """
     place = {item: c for c, cluster in enumerate(found["clusters"]) for item in cluster}
-    T, labels = np.array(found["affinity"], float), np.array([place[item] for item in found["items"]])
-    hubs = found.get("hubs", "keep")
-    figure = plots.matrix(T, sdp.z_scores(T, hubs), found["items"], labels, "standard deviations from the row's mean"
-                          + ("" if hubs == "keep" else ", hubs removed"))
-    order = np.argsort(labels, kind="stable")
-    return svg(figure, "heat map of affinities, in the order of the clusters", "h"), {
-        "rows": [found["items"][i] for i in order], "between": "with",
-        "values": [[None if np.isnan(T[i, j]) else f"{T[i, j]:.4g}" for j in order] for i in order]}
+    whole = [{"transfer": False, "items": found["items"], "values": found["affinity"], "hubs": "keep"}]
+    drawn = {}
+    for each in found.get("matrices", whole):
+        items, T = each["items"], np.array(each["values"], float)
+        labels = np.array([place.get(item, -1) for item in items])
+        name, between = ("transfer", "after") if each["transfer"] else ("affinity", "with")
+        label = "standard deviations from the row's mean" + ("" if each["hubs"] == "keep" else ", hubs removed")
+        order = np.argsort(labels, kind="stable")
+        drawn[name] = svg(plots.matrix(T, sdp.z_scores(T, each["hubs"]), items, labels, label),
+                          f"heat map of {name}, in the order of the clusters", name), {
+            "rows": [items[i] for i in order], "between": between,
+            "values": [["" if np.isnan(T[i, j]) else f"{T[i, j]:.4g}" for j in order] for i in order]}
+    return drawn
 
 
 def kind_of(trained_on: str, item: str, facts: Facts) -> str:
