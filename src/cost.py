@@ -54,7 +54,6 @@ def ahead(cost: Cost, subsets: int, runs: int | None = None, steps: int | None =
 
 def duration(seconds: float) -> str:
     """`12 s`, `4.2 min`, `1.4 h`: two digits at least."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.{0 if seconds >= 100 * size else 1}f} {unit}"
-    return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
+    size, unit = next((size, unit) for size, unit in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 1.5 * size
+                      or size == 1)
+    return f"{seconds / size:.{0 if seconds >= 10 * size else 1}f} {unit}"

@@ -41,7 +41,7 @@ def worth(scores, found: Affinity, labels: np.ndarray) -> Worth:
         known = inside.sum() == 1 or gains.is_measured(inside)
         if not known and found.transfer:
             raise InputError(f"{' '.join(gains.names(inside))} were not trained together")
-        measured += known
+        measured += int(known)  # JSON knows no numbers of numpy
         pairs = of_pairs[np.ix_(inside, inside)]
         values[inside] = gains.of(inside)[inside] if known else np.nansum(pairs, 1) / np.maximum(
             (~np.isnan(pairs)).sum(1), 1)
