@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 DEMO_FLAGS := --max_steps 100 --eval_steps 50 --save_steps 50
 
-.PHONY: demo test test-fast lint bench engines real-model
+.PHONY: demo test test-fast lint bench page-check engines real-model
 
 # `make test ENGINES=required`: the tests of SLURM and Ray fail where they cannot run, instead of being skipped.
 ENGINES ?= optional
@@ -23,6 +23,14 @@ ENGINES ?= optional
 .venv/installed-engines: requirements-cluster.txt .venv/installed-dev
 	@echo "== adding the packages of requirements-cluster.txt"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-cluster.txt
+	@touch $@
+
+.venv/installed-page: requirements-page.txt .venv/installed-dev
+	@echo "== adding the packages of requirements-page.txt, and a Chromium where there is none"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-page.txt
+	for name in chromium chromium-browser google-chrome google-chrome-stable; do command -v $$name && exit 0; done; \
+	    { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || \
+	    $(BIN)/playwright install --with-deps chromium
 	@touch $@
 
 engines: .venv/installed-engines
@@ -49,8 +57,12 @@ demo: .venv/installed
 	@echo "== 3. from the results to clusters, compared with the planted groups"
 	$(BIN)/python -m src.cluster --save_name demo --reference data/demo_groups.txt
 	@echo
-	@echo "Look at results/demo/demo_valid.csv (scores), results/demo/affinity.png (who helps whom) and"
-	@echo "clusters/demo.txt (found: which tasks to train together; an index of 1.00 means the planted groups)."
+	@echo "== 4. all of it on a page"
+	$(BIN)/python -m src.report --save_name demo
+	@echo
+	@echo "Open results/demo/report.html in a browser (who goes with whom, learning curves, cost, how to do it again);"
+	@echo "results/demo/demo_valid.csv holds the scores, clusters/demo.txt which tasks to train together (an index of"
+	@echo "1.00 means the planted groups)."
 
 test: lint
 	@echo "== all tests"
@@ -64,6 +76,11 @@ lint: .venv/installed-dev
 	@echo "== ruff"
 	$(BIN)/ruff check .
 
+page-check: .venv/installed-page
+	@echo "== a page of made-up results, and those under results/, in a browser: 1280 and 390 pixels wide, on paper"
+	$(BIN)/python -m tests.bench_report --items 9 --runs 92 --seeds 2 --folder looked_at
+	$(BIN)/python tests/look_at_page.py looked_at/results/large/report.html $(wildcard results/*/report.html)
+
 bench: .venv/installed-dev
 	@echo "== training against a bare loop, the cache"
 	$(BIN)/python tests/bench_training.py
@@ -71,6 +88,8 @@ bench: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_clustering
 	@echo "== plans: predictor, honest intervals, speed"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_plan
+	@echo "== the page of 100 items and 5,000 runs"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_report
 	@echo "== what a sweep costs per subset beside the training"
 	$(BIN)/python tests/bench_sweep.py
 	@echo "== estimates beside true trainings"

@@ -1,4 +1,4 @@
-"""The page of a large sweep: `python -m tests.bench_report [--items 100 --runs 5000]`.
+"""The page of a large sweep: `python -m tests.bench_report`.
 
 A sweep is made up, with records of its runs, clustered and planned, and its page written: at most 20 s and 5 MB.
 """
@@ -59,13 +59,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=100)
     parser.add_argument("--runs", type=int, default=5000)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--folder", help="keep the results here (default: a temporary folder)")
     args = parser.parse_args()
     folder = args.folder or tempfile.mkdtemp()
     Path(folder).mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     items = tuple(f"made_up_task_{at}" for at in range(args.items))
-    made_up_sweep(Results("results", "large"), items, 10, args.runs)
+    made_up_sweep(Results("results", "large"), items, max(args.items // 10, 3), args.runs, args.seeds)
     Results("results", "large").merge()
     with Path("log").open("w") as log, contextlib.redirect_stdout(log):
         for command in (cluster, plan):
