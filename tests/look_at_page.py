@@ -31,6 +31,11 @@ WIDER = """() => {
   }
   return found;
 }"""
+SEEN = """shape => {
+  const box = shape.getBoundingClientRect(), frame = shape.closest(".scroll").getBoundingClientRect();
+  return [Math.max(box.left, frame.left), Math.max(box.top, 0), Math.min(box.right, frame.right),
+          Math.min(box.bottom, innerHeight)];
+}"""
 SMALLEST = """() => Math.min(...[...document.querySelectorAll("svg text")].map(text => {
   const { a, b } = text.getScreenCTM();
   return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(a, b);
@@ -59,10 +64,13 @@ def look(page: Page, path: Path, width: int, out: Path) -> list[str]:
         if shape := page.query_selector(kind):
             shape.scroll_into_view_if_needed()
             page.wait_for_timeout(200)  # a scroll hides what is shown
-            box = shape.bounding_box()
-            page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] * 0.5)
-            page.wait_for_timeout(50)
-            if page.query_selector("#tip").is_hidden():
+            left, top, right, bottom = shape.evaluate(SEEN)
+            for part in (0.3, 0.7):
+                page.mouse.move(left + (right - left) * part, top + (bottom - top) * 0.45)
+                page.wait_for_timeout(50)
+                if page.query_selector("#tip").is_visible():
+                    break
+            else:
                 wrong.append(f"nothing is shown under the pointer on {kind}")
     return [f"{path}, {width} pixels: {each}" for each in wrong]
 
