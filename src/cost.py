@@ -31,22 +31,27 @@ def finished(runs_csv: Path) -> Cost:
                 sum(seconds for _, seconds, _ in runs.values()), sum(steps for *_, steps in runs.values()))
 
 
-def ahead(cost: Cost, subsets: int, runs: int | None = None, steps: int | None = None, at_once: int = 1) -> str:
+def ahead(cost: Cost, subsets: int, runs: int | None = None, steps: int | None = None, tokens: float = 0.0,
+          at_once: int = 1) -> str:
     """`12 trainings, 1,200 steps, about 1.4 h at the rate of the 36 finished (4.2 min each)`, as far as it is known.
 
     Args:
         cost: of what is finished.
         subsets, runs: to be trained, and how often each (default: as often as the finished ones).
         steps: of each training (default: as the finished ones).
+        tokens: of each step, as far as that is known.
         at_once: how many are trained at the same time.
     """
     trainings = subsets * (runs or cost.runs)
     words = [f"{trainings:,} training{'s' * (trainings != 1)}"]
     if steps or cost.steps:
-        words.append(f"{round(trainings * (steps or cost.steps / cost.trainings)):,} steps")
+        all_steps = round(trainings * (steps or cost.steps / cost.trainings))
+        words.append(f"{all_steps:,} steps")
+        if tokens:
+            words.append(f"about {float(f'{all_steps * tokens:.2g}'):,.0f} tokens")
     if not cost.trainings:
         return f"{', '.join(words)}; how long they take is known when the first is finished"
-    each = cost.seconds / cost.trainings
+    each = cost.seconds / cost.steps * steps if steps and cost.steps else cost.seconds / cost.trainings
     words.append(f"about {duration(trainings * each / at_once)} at the rate of the {cost.trainings:,} finished "
                  f"({duration(each)} each{f', {at_once} at a time' if at_once > 1 else ''})")
     return ", ".join(words)

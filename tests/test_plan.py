@@ -336,6 +336,7 @@ def test_the_same_answer_until_it_is_trained(place):
     assert plan("--write_subsets", "next.txt") == 3
     first, listed = Path("next.txt").read_text(), (place / "explored.txt").read_text()
     assert "a b\n" in first and read_plan(place)["measured"] < len(read_plan(place)["subsets"])
+    assert read_plan(place)["next"] == [line.split() for line in first.splitlines()]
     assert plan("--write_subsets", "next.txt") == 3
     assert Path("next.txt").read_text() == first and (place / "explored.txt").read_text() == listed
     assert plan() == 3  # nothing is written without the flag

@@ -307,7 +307,8 @@ def test_cost_by_hand(tmp_path):
     assert found == cost.Cost(1, 2, 90.0, 20) and found.runs == 2
     assert cost.ahead(found, 3) == "6 trainings, 60 steps, about 4.5 min at the rate of the 2 finished (45 s each)"
     assert cost.ahead(found, 1, runs=1, steps=400, at_once=3) == (
-        "1 training, 400 steps, about 15 s at the rate of the 2 finished (45 s each, 3 at a time)")
+        "1 training, 400 steps, about 10 min at the rate of the 2 finished (30 min each, 3 at a time)")
+    assert "60 steps, about 7,600 tokens, about" in cost.ahead(found, 3, tokens=127.0)
     assert cost.ahead(cost.Cost(), 2, 1, 100) == (
         "2 trainings, 200 steps; how long they take is known when the first is finished")
     assert cost.finished(tmp_path / "no.csv") == cost.Cost()

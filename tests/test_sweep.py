@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from src.cli import InputError
-from src.results import COLUMNS
+from src.results import COLUMNS, Results
 from src.sweep import children
+from src.sweep.ledger import Ledger
+from tests.bench_report import made_up_run
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = [sys.executable, str(ROOT / "tests" / "sweep_stub.py")]
@@ -147,10 +149,24 @@ def test_dry_run_and_status_run_and_write_nothing():
     printed = next(line for line in out.splitlines() if "stub_child.py" in line)
     assert subprocess.run(printed, shell=True).returncode == 0  # can be pasted
     assert sum(rows().values()) == 2
+    assert "to come: 6 trainings, 42 steps; how long they take is known when the first is finished" in out
     sweep(4, "--num_samples", 2, "--behave", "fail", "--behave_only", "a", "--seed", 1, code=1)
     out = sweep(4, "--num_samples", 4, "--behave", "fail", "--behave_only", "a", "--seed", 1, "--status")
     counts = re.search(r"(\d) done, 0 running, (\d) failed, (\d) left", out)
     assert sum(map(int, counts.groups())) == 4 and counts[3] == "2"
+
+
+def test_what_is_to_come_is_told_by_what_is_finished():
+    made_up_run(Results("results", "x"), ("a", "b"), {"a": 0.5, "b": 0.5}, 0)  # 30 s for 100 steps
+    Results("results", "x").merge()
+    flags = ("--jobs_per_device", 2, "--runs", 2, "--", "--max_steps", 20)
+    out = sweep(3, "--num_samples", 2, "--dry_run", *flags)
+    assert "to come: 4 trainings, 80 steps, about 12 s at the rate of the 1 finished (6.0 s each, 2 at a time)" in out
+    assert "2 of 2 are done already: nothing is left" not in out and not Path("sampled_tasks").exists()
+    assert "to come: 4 trainings" in sweep(3, "--num_samples", 2, *flags)
+    line, wanted = Ledger(Path("sampled_tasks/x")).wanted()
+    assert sorted(wanted) == sorted(completed()) and line.startswith("python ") and line.endswith("--max_steps 20")
+    assert "to come" not in sweep(3, "--num_samples", 2, "--dry_run", *flags)
 
 
 def test_finished_rows_are_committed_without_another_run():

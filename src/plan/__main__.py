@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script, say_page
+from src.cost import ahead, finished
 from src.files import write_whole
 from src.gains import UNITS
 from src.plan import known, rivals, rounds, show, target
@@ -80,6 +81,8 @@ def finish(args, following: list, why: str) -> int:
     print(f"to be trained next, {len(following)} ({why}):")
     for members in following:
         print("  " + " ".join(members))
+    cost = finished(Path(args.results_dir) / args.save_name / "runs.csv")
+    print(f"that is {ahead(cost, len(following), None if args.confirm_seed is None else 1)}")
     if args.write_subsets:
         write_whole(Path(args.write_subsets), "".join(" ".join(members) + "\n" for members in following))
         print(f"written: {args.write_subsets}")

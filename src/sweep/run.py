@@ -31,16 +31,16 @@ def run_sweep(args: argparse.Namespace, items: Items) -> int:
     slots = [device for _ in range(args.jobs_per_device) for device in devices]
     environments = {device: os.environ | device_environment(device, len(slots)) for device in devices}
     agenda = Agenda(args, items, environments[devices[0]] if devices else os.environ, folder)
-    code = 0
+    code, at_once = 0, len(slots) or args.workers
     try:
         if args.status:
             print_status(agenda, Ledger(folder))
         elif args.dry_run:
-            print_dry_run(agenda, Ledger(folder))
+            print_dry_run(agenda, Ledger(folder), at_once)
         elif args.launcher == "local":
-            code = _train(agenda, *_begin(agenda, folder, args.ledger), slots, environments)
+            code = _train(agenda, *_begin(agenda, folder, args.ledger, at_once), slots, environments)
         else:
-            code = launch(args, _begin(agenda, folder, args.ledger or "heartbeat")[0])
+            code = launch(args, _begin(agenda, folder, args.ledger or "heartbeat", at_once)[0])
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # piped into `head`: nobody reads on, so end as by a signal, without a word
@@ -52,14 +52,14 @@ def run_sweep(args: argparse.Namespace, items: Items) -> int:
         return 1
 
 
-def _begin(agenda: Agenda, folder: Path, mode: str | None) -> tuple[Ledger, list[Subset]]:
+def _begin(agenda: Agenda, folder: Path, mode: str | None, at_once: int) -> tuple[Ledger, list[Subset]]:
     """Open the ledger, draw what is missing, and say so."""
     agenda.results.check_writable()
     ledger = Ledger.open(folder, mode)
     keep(agenda.answer, agenda.kept)
     subsets = agenda.subsets(ledger, write=True)
     ledger.want(shlex.join(["python", sys.argv[0], *agenda.args.command_line]), [" ".join(each) for each in subsets])
-    announce(agenda, ledger, subsets)
+    announce(agenda, ledger, subsets, at_once)
     if agenda.args.retry_failed:
         for members in subsets:
             ledger.forget_failures(agenda.key(members))

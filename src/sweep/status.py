@@ -7,13 +7,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from src.cli import InputError
+from src.cost import ahead, finished
 from src.subsets import Subset, coverage
 from src.sweep.agenda import Agenda
 from src.sweep.ledger import Ledger
 
 
-def announce(agenda: Agenda, ledger: Ledger, subsets: list[Subset]) -> None:
-    """Say before the start what is wanted, possible, covered and done already, and under which settings."""
+def announce(agenda: Agenda, ledger: Ledger, subsets: list[Subset], at_once: int = 1) -> None:
+    """Say before the start what is wanted, possible, covered, done already and to come, and under which settings."""
     count, asked = len(subsets), agenda.args.num_samples or 0
     if agenda.fixed is None:
         possible = agenda.space.possible()
@@ -26,6 +27,8 @@ def announce(agenda: Agenda, ledger: Ledger, subsets: list[Subset]) -> None:
     here = sum(agenda.key(members) in done for members in subsets)
     if here:
         print(f"{here} of {count} are done already" + (": nothing is left to do" if here == count else ""))
+    if here < count:
+        print(f"to come: {to_come(agenda, [each for each in subsets if agenda.key(each) not in done], at_once)}")
     words = {" ".join(members) for members in subsets if agenda.key(members) not in done}
     other = [record for record in done.values() if record["subset"] in words]
     if other:
@@ -44,9 +47,18 @@ def announce(agenda: Agenda, ledger: Ledger, subsets: list[Subset]) -> None:
               "config_hash stay apart")
 
 
-def print_dry_run(agenda: Agenda, ledger: Ledger) -> None:
+def to_come(agenda: Agenda, subsets: list[Subset], at_once: int) -> str:
+    """What the training of `subsets` will take, so many at a time, at the rate of those finished."""
+    settings, tokens = agenda.answer["settings"], agenda.answer.get("tokens", {})
+    rows = settings.get("per_device_train_batch_size", 0) * settings.get("gradient_accumulation_steps", 1)
+    items = [tokens.get(item, 0) for members in subsets for item in members]
+    return ahead(finished(agenda.results.runs_csv), len(subsets), agenda.args.runs,
+                 max(int(settings.get("max_steps", 0)), 0), rows * sum(items) / len(items), at_once)
+
+
+def print_dry_run(agenda: Agenda, ledger: Ledger, at_once: int) -> None:
     subsets = agenda.subsets(ledger, write=False)
-    announce(agenda, ledger, subsets)
+    announce(agenda, ledger, subsets, at_once)
     for number, members in enumerate(subsets, 1):
         print(f"\n[{number}] {' '.join(members)}: {_state(agenda, ledger, members)}")
         print(shlex.join(agenda.command(members)))

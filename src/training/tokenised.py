@@ -99,13 +99,14 @@ class Preparer:
         return Prepared(template, selection.role, key, selection.rows.source, dataset, counts,
                         metric_names(selection.task.metrics, choices), longest)
 
-    def check(self, selection: Selection, template: Template, rendered: list[Rendered]) -> None:
-        """Tokenise rows without keeping them; raise InputError as `prepare` does."""
-        if rendered:
-            self.family.prompts([row.input for row in rendered])
-            self.family.targets([row.target for row in rendered])
+    def check(self, selection: Selection, template: Template, rendered: list[Rendered]) -> int:
+        """Tokenise rows without keeping them; how many tokens are read of them. Raise InputError as `prepare` does."""
+        inputs = self.family.prompts([row.input for row in rendered]) if rendered else []
+        targets = self.family.targets([row.target for row in rendered]) if rendered else []
         if template.answer_choices and not isinstance(template.answer_choices, str):
             self._longest_choice(selection, template)
+        return sum(min(len(ids), self.max_source_length) for ids in inputs) + sum(
+            min(len(ids), self.max_target_length) for ids in targets)
 
     def _longest_choice(self, selection: Selection, template: Template) -> int:
         """Tokens of the longest answer choice; raise InputError where the tokenizer writes two of them alike."""
