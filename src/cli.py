@@ -10,6 +10,7 @@ import difflib
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
@@ -91,24 +92,56 @@ def say_page(args: argparse.Namespace) -> None:
     print(f"all of it on a page: python -m src.report --save_name {args.save_name}{places}")
 
 
-def print_table(columns: Iterable[str], rows: Iterable[Iterable[str] | None], fold: str | None = None,
-                **options) -> None:
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[str] | None], **options) -> None:
     """Print text in columns, with rich.table's `options`; a row None is a line across.
 
-    The column `fold` is broken over lines where it is too long, never cut. A pipe gets lines of 200 columns, or of
-    $COLUMNS.
+    Lines are broken between words alone, so that no name is cut or broken; where not even the longest words fit beside
+    each other, each row is a list of its cells. A pipe gets lines of 200 columns, or of $COLUMNS.
     """
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Column, Table
 
-    table = Table(*(Column(name, overflow="fold") if name == fold else name for name in columns), **options)
+    columns, rows, console = list(columns), [row and list(row) for row in rows], Console(markup=False)
+    if not (console.is_terminal or "COLUMNS" in os.environ):
+        console = Console(width=200, markup=False)
+    bare = Table(*(Column(width=1) for _ in columns), **options | {"title": None, "caption": None})
+    room = console.width - Measurement.get(console, console.options, bare).maximum + len(columns)
+    widths = _widths([[head, *(row[c] for row in rows if row)] for c, head in enumerate(columns)], room)
+    if widths is None:
+        _print_lists(columns, rows, console.width, options)
+        return
+    table = Table(*(Column(name, width=width) for name, width in zip(columns, widths, strict=True)), **options)
     for row in rows:
         if row is None:
             table.add_section()
         else:
             table.add_row(*row)
-    console = Console()
-    Console(width=None if console.is_terminal or "COLUMNS" in os.environ else 200).print(table)
+    console.print(table)
+
+
+def _widths(cells: list[list[str]], room: int) -> list[int] | None:
+    """Widths of columns that need so much `room` at most, none narrower than its longest word; None where none fit."""
+    from rich.cells import cell_len
+
+    least = [max((cell_len(word) for text in column for word in text.split()), default=0) for column in cells]
+    more = [max(map(cell_len, column)) - width for column, width in zip(cells, least, strict=True)]
+    widths, spare = list(least), room - sum(least)
+    if spare < 0:
+        return None
+    for rank, c in enumerate(sorted(range(len(cells)), key=more.__getitem__)):  # numbers stay on a line, lists do not
+        share = min(more[c], spare // (len(cells) - rank))
+        widths[c], spare = widths[c] + share, spare - share
+    return widths
+
+
+def _print_lists(columns: list[str], rows: list[list[str] | None], width: int, options: dict) -> None:
+    """The rows of a table one after another, each cell that is not empty on lines of its own."""
+    lines = [options.get("title") or ""]
+    for row in filter(None, rows):
+        lines += [row[0], *(f"  {name}: {cell}" for name, cell in zip(columns[1:], row[1:], strict=True) if cell)]
+    for line in filter(None, [*lines, options.get("caption") or ""]):
+        print(textwrap.fill(line, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The sampling commands as users write them, with real children on a tiny T5; steps and samples are cut by flags."""
 
 import csv
-import shlex
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -120,7 +120,7 @@ def test_commands_of_the_children(scratch):
     assert "54 possible" in out  # C(7, 3) + C(6, 3) - C(3, 3)
     out = run(SAMPLED_TASKS, "--dry_run", "--lr", "1e-4", "--batch_size", "4", "--gradient_accumulation_steps", "2")
     assert "(--num_samples 1000 is more: all of them are trained)" in out and "15 of 15 pairs" in out
-    assert re.search(r"to come: 15 trainings, [\d,]+ steps, about [\d,]{6,} tokens; how long", out)
+    assert re.search(r"to come: 30 trainings, [\d,]+ steps, about [\d,]{6,} tokens; how long", out)
     assert "--learning_rate 1e-4 --per_device_train_batch_size 4 --gradient_accumulation_steps 2" in out
 
 

@@ -11,8 +11,10 @@ import numpy
 import pandas
 import pytest
 from jinja2 import nodes
+from rich.cells import cell_len
 
-from src.cli import InputError
+from src.cli import InputError, print_table
+from src.tasks import __main__ as tasks_command
 from src.tasks import sandbox
 from src.tasks.catalogue import expand_names, load_task, main_metrics, task_names
 from src.tasks.shorten import shorten
@@ -514,3 +516,35 @@ def test_promptsource(tmp_path):
             load(tmp_path, text)
     with pytest.raises(InputError, match="either 'templates' or 'templates_from'"):
         load(tmp_path, GOOD + "templates_from: prompts/templates.yaml\n")
+
+
+# ---- tables of names ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [20, 50, 79, 80, 100, 300])
+def test_list_shows_whole_names_at_any_width(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert tasks_command.main(["list"]) == 0
+    words = capsys.readouterr().out.split()
+    for name in task_names(TASK_DIR):
+        assert name in words
+        assert load_task(name, TASK_DIR).metrics[0] in words
+    assert "Awesome075/multi_news_parquet" in words  # where the rows come from is a name, too
+
+
+@pytest.mark.parametrize("width", [10, 30, 47, 60, 90, 200])
+def test_tables_break_no_name(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    names = ["a-name-with-many-hyphens-in-it", "[bold]", "übung", "任务" * 6]
+    print_table(("cluster", "members", "density"), [("0", " ".join(names), "1.5"), None, ("1", names[0], "")],
+                title="clusters", caption="a word on them")
+    out = capsys.readouterr().out
+    assert all(name in out.replace("│", " ").replace(":", " ").split() for name in (*names, "1.5", "density", "clusters"))
+    if width >= 60:  # as columns, none of whose lines is longer than asked for
+        assert "│" in out and max(map(cell_len, out.splitlines())) <= width
+
+
+def test_a_pipe_gets_wide_lines(monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    print_table(("item", "trained with"), [("a", " ".join(f"task_{at}" for at in range(20)))])
+    assert any(line.count("task_") == 20 for line in capsys.readouterr().out.splitlines())

@@ -24,7 +24,7 @@ def show(args: argparse.Namespace, S: np.ndarray, labels: np.ndarray, record: di
     shown = (("density", ".3f"), ("stability", ".0%"), ("within_minus_across", "+.4g"))
     rows = [(str(c), " ".join(row["members"]), *("-" if row[key] is None else format(row[key], how)
                                                  for key, how in shown)) for c, row in enumerate(record["per_cluster"])]
-    print_table(("cluster", "members", "density", "stability", "within_minus_across"), rows, fold="members")
+    print_table(("cluster", "members", "density", "stability", "within_minus_across"), rows)
     certificate, gap = record["certificate"], record["certificate"]["gap"]
     proven = "the bound is not positive" if gap is None else f"within {gap:.1%} of any possible clustering"
     say(f"density {certificate['density']:.4f}, bound {certificate['bound']:.4f}: {proven} into "

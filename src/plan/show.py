@@ -51,7 +51,7 @@ def print_plan(rivals: list[Rival], gains: Gains, how: list[str], passes: dict[s
                          f"{passes[item]:.3g}" if item in passes else "-"])
         rows.append(None)
     print_table(("subset", "serves", "gain", "90 % interval", "known by", *(f"by {other.name}" for other in others),
-                 "passes"), rows, fold="subset",
+                 "passes"), rows,
                 title=f"plan: {len(ours.plan.subsets)} subsets; gains over alone: {ours.source}",
                 caption="passes: how often the training went over the item's rows")
     print_table(("", "subsets", "gain", "90 % interval", "known by", "plan is better"), [
@@ -76,15 +76,14 @@ def print_losses(gains: Gains) -> None:
         "" if row["error"] is None else f" \N{PLUS-MINUS SIGN} {amount(row['error'], gains.unit)[1:]}"))
         for row in found[:MOST_LOSSES]]
     if rows:
-        print_table(("item", "trained with", "gain over alone"), rows, fold="trained with",
+        print_table(("item", "trained with", "gain over alone"), rows,
                     title=f"negative transfer: {len(rows)} of {len(found)} measured losses")
 
 
 def print_ranking(item: str, rows: list[tuple[str, float, float, float, str]], unit: str, title: str) -> None:
     """rows: subset or source, gain, low, high, how known; the best first."""
     print_table((title, f"{'score' if unit == 'score' else 'gain'} of {item}", "90 % interval", "known by"), [
-        (name, amount(gain, unit), within(low, high, unit), how) for name, gain, low, high, how in rows[:MOST_RANKED]],
-        fold=title)
+        (name, amount(gain, unit), within(low, high, unit), how) for name, gain, low, high, how in rows[:MOST_RANKED]])
 
 
 def predictor_line(process: Process, unit: str) -> str:

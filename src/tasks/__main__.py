@@ -42,14 +42,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _list(args) -> int:
-    rows = []
+    rows, groups = [], set()
     for name in task_names(args.task_dir):
         task = load_task(name, args.task_dir)
-        group = "" if task.group is None else f"{task.group} {GROUPS[task.group]}"
+        groups |= {task.group} - {None}
         sizes = ", ".join(f"{split} {size}" for split, size in task.rows.items())
-        rows.append((name, group, str(len(task.templates)), task.metrics[0], sizes, source_hint(task, args.data_dir)))
-    print_table(("task", "group", "templates", "main metric", "rows at the source", "rows would come from"), rows,
+        rows.append((name, "" if task.group is None else str(task.group), str(len(task.templates)), task.metrics[0],
+                     ", from ".join(filter(None, (sizes, source_hint(task, args.data_dir))))))
+    print_table(("task", "group", "templates", "main metric", "rows, and where they would come from"), rows,
                 box=None, pad_edge=False)
+    print("\ngroups: " + ", ".join(f"{group} {GROUPS[group]}" for group in sorted(groups)))
     return 0
 
 
