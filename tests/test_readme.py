@@ -13,6 +13,7 @@ from src.estimate.compare import make_parser as compare_parser
 from src.estimate.flags import ALWAYS, EstimateArguments
 from src.plan.__main__ import make_parser as plan_parser
 from src.plan.__main__ import parse as parse_plan
+from src.report.__main__ import make_parser as report_parser
 from src.results import COLUMNS
 from src.results import make_parser as results_parser
 from src.sweep.flags import OLD_SPELLINGS, sweep_parser
@@ -78,6 +79,8 @@ def test_command(command, scratch):
         cluster_parser().parse_args(words[3:])
     elif words[2] == "src.plan":
         parse_plan(words[3:])
+    elif words[2] == "src.report":
+        report_parser().parse_args(words[3:])
     elif words[2:4] == ["src.estimate", "compare"]:
         compare_parser().parse_args(words[4:])
     elif words[2] == "src.results":
