@@ -32,11 +32,17 @@ class OneLineErrors(argparse.ArgumentParser):
 
 
 def did_you_mean(name: str, allowed: Iterable[str], shown: int = 12) -> str:
-    """Return a hint such as `did you mean 'rte'? (allowed: cb, mnli, rte)` for an unknown `name`."""
-    allowed = sorted(map(str, allowed))
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
-    listed = ", ".join(allowed[:shown]) + (f", ... {len(allowed)} in all" if len(allowed) > shown else "")
-    return (f"did you mean '{near[0]}'? " if near else "") + f"(allowed: {listed or 'none'})"
+    """Return a hint such as `did you mean 'rte'? (allowed: cb, mnli, rte)` for an unknown `name`.
+
+    With `shown` 0 it is the nearest name alone, and empty where none is near.
+    """
+    allowed = {each.lstrip("-"): each for each in sorted(map(str, allowed))}  # the dashes of flags bring none near
+    near = difflib.get_close_matches(name.lstrip("-"), allowed, n=1, cutoff=0.7)
+    hint = f"did you mean '{allowed[near[0]]}'?" if near else ""
+    if not shown:
+        return hint
+    listed = ", ".join([*allowed.values()][:shown]) + (f", ... {len(allowed)} in all" if len(allowed) > shown else "")
+    return f"{hint} (allowed: {listed or 'none'})".lstrip()
 
 
 def warn(message: str) -> None:

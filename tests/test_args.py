@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import os
 import shlex
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from transformers import Seq2SeqTrainingArguments
 
 import src.training.flags
-from src.cli import InputError, run_as_script
+from src.cli import InputError, did_you_mean, run_as_script
 from src.training.flags import (
+    OLD_FLAGS,
     InstructionArguments,
     ModelArguments,
     MultitaskArguments,
@@ -93,12 +95,19 @@ def test_the_command_of_several_tasks():
     ("--evaluation_strategy steps --do_train", "--eval_strategy steps --do_train"),
     ("--evaluation_strategy=steps", "--eval_strategy=steps"),
     ("--template_idxs 0 -1", "--template_idx 0 -1"),
-    ("--no_cuda --do_train", "--use_cpu True --do_train"),
+    ("--no_cuda --do_train", "--use_cpu --do_train"),
     ("--no_cuda False", "--use_cpu False"),
-    ("--no_cuda=False", "--use_cpu False"),
-    ("--no_cuda f", "--use_cpu False"),
+    ("--no_cuda=False", "--use_cpu=False"),
+    ("--no_cuda f", "--use_cpu f"),
     ("--warmup_ratio 0.1", "--warmup_steps 0.1"),
-    ("--warmup_ratio=0.1 --fp16", "--warmup_steps 0.1 --fp16"),
+    ("--warmup_ratio=0.1 --fp16", "--warmup_steps=0.1 --fp16"),
+    ("--num_beams 4", "--generation_num_beams 4"),
+    ("--use_Adafactor_optm True --do_train", "--optim adafactor --do_train"),
+    ("--use_Adafactor_optm", "--optim adafactor"),
+    ("--use_Adafactor_optm False --do_train", "--do_train"),
+    ("--adafactor True", "--optim adafactor"),
+    ("--denser_evaluation False --do_train", "--do_train"),
+    ("--freeze_module none --freeze_layer False --do_train", "--do_train"),
     ("--group_by_length --do_train", "--train_sampling_strategy group_by_length --do_train"),
     ("--group_by_length True", "--train_sampling_strategy group_by_length"),
     ("--group_by_length=False --do_train", "--do_train"),
@@ -110,16 +119,80 @@ def test_the_command_of_several_tasks():
 def test_old_flags(monkeypatch, capsys, old, new):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     assert translate_old_flags(old.split()) == new.split()
-    silent = ("--evaluation_strategy", "--template_idxs", "--task_name")
-    assert capsys.readouterr().err.count("is an old flag") == (not old.startswith(silent))
+    flags = [word.partition("=")[0] for word in old.split()]
+    assert capsys.readouterr().err.count("is an old flag") == len(OLD_FLAGS.keys() & set(flags))
     assert (os.environ.get("TENSORBOARD_LOGGING_DIR") == "logs/x") == old.startswith("--logging_dir")
     parsed(LEAST.replace("--task_name rte", "") + ("" if "--task_name" in old else "--task_name rte ") + old)
 
 
+@pytest.mark.parametrize(("old", "message"), [
+    ("--freeze_module encoder", "--freeze_module encoder: an old flag; today it is --train_only REGEX"),
+    ("--freeze_layer 0 1 2", "--freeze_layer 0: an old flag; today it is --train_only REGEX"),
+    ("--denser_evaluation", "--denser_evaluation: an old flag; today it is --eval_strategy steps --eval_steps N"),
+    ("--denser_evaluation=True", "--denser_evaluation True: an old flag; today"),
+])
+def test_old_flags_without_a_translation(old, message):
+    with pytest.raises(InputError) as error:
+        parsed(LEAST + old)
+    assert message in str(error.value)
+
+
+def test_todays_names_of_old_flags_are_flags():
+    """What a warning or an error names can be given."""
+    known = {f"--{field.name}" for cls in (InstructionArguments, ModelArguments, TrainingArguments)
+             for field in dataclasses.fields(cls)}
+    named = {word.strip(",") for _, today in OLD_FLAGS.values() for word in today.split() if word.startswith("--")}
+    assert named <= known and not OLD_FLAGS.keys() & known and len(named) > 5
+
+
 def test_old_flags_keep_their_meaning():
-    old = fields("--no_cuda", "--warmup_ratio 0.1", "--group_by_length True", "--template_idxs -1")
+    old = fields("--no_cuda", "--warmup_ratio 0.1", "--group_by_length True", "--template_idxs -1", "--num_beams 4",
+                 "--use_Adafactor_optm True")
     assert old["use_cpu"] is True and old["warmup_steps"] == 0.1 and old["template_idx"] == ["-1"]
     assert old["train_sampling_strategy"] == "group_by_length"
+    assert old["generation_num_beams"] == 4 and old["optim"] == "adafactor"
+
+
+def test_a_file_of_flags(tmp_path):
+    path = tmp_path / "flags.json"
+    flags = {"model_name_or_path": "m", "task_name": "rte", "template_idx": [0, -1], "do_train": True, "fp16": False,
+             "predict_with_generate": True, "learning_rate": 5e-5, "evaluation_strategy": "steps", "eval_steps": 500,
+             "downsample": None, "save_name": None, "lr_scheduler_kwargs": {"num_cycles": 2}, "run_name": "-x-",
+             "lora_target_modules": ["q", "v"], "num_beams": 3}
+    path.write_text(json.dumps(flags))
+    data, model, result, training = parse(InstructionArguments, "", [str(path)])
+    assert data.indices() == [0, -1] and data.downsample is None and model.lora_target_modules == ["q", "v"]
+    assert training.do_train and not training.do_predict and training.fp16 is False and training.learning_rate == 5e-5
+    assert training.eval_strategy == "steps" and training.eval_steps == 500 and training.generation_num_beams == 3
+    assert training.lr_scheduler_kwargs == {"num_cycles": 2} and training.run_name == "-x-"
+    assert result.save_name is None
+    *_, training = parse(InstructionArguments, "", [str(path), "--learning_rate", "1"])
+    assert training.learning_rate == 1 and training.eval_steps == 500
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ('{"max_steps": 5', "flags.json: no JSON file of flags: Expecting"), ("[1]", "flags.json: no mapping of flags"),
+    (None, "flags.json: cannot be read: No such file"), ('{"max_stps": 5}', "did you mean '--max_steps'"),
+    ('{"max_steps": "many"}', "invalid int value: 'many'")])
+def test_a_file_of_flags_that_is_refused(tmp_path, capsys, content, message):
+    path = tmp_path / "flags.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        run_as_script(lambda: parse(InstructionArguments, "", [
+            str(path), "--model_name_or_path", "m", "--task_name", "rte", "--do_train"]))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "allowed", "hint"), [
+    ("--max_step", ["--max_steps", "--eval_steps"], "did you mean '--max_steps'?"),
+    ("--early_stopping_patience", ["--learning_rate", "--max_steps"], ""), ("--lr", ["--runs", "--seed"], ""),
+    ("--tokenizer_name", ["--task_name"], ""), ("--nonsense", ["--seed"], ""),
+    ("rt", ["rte", "cb"], "did you mean 'rte'?")])
+def test_hints_are_near(name, allowed, hint):
+    assert did_you_mean(name, allowed, shown=0) == hint
+    assert did_you_mean(name, allowed) == f"{hint} (allowed: {', '.join(sorted(allowed))})".strip()
 
 
 def test_booleans_mean_what_they_say(capsys):
@@ -171,6 +244,9 @@ def test_what_must_be_given(capsys):
     ("--lora_dropout 1", "--lora_dropout 1.0"),
     ("--num_virtual_tokens 0", "--num_virtual_tokens 0"),
     ("--train_lora --train_prefix", "--train_lora and --train_prefix exclude each other"),
+    ("--train_lora --train_only q", "--train_lora and --train_only exclude each other"),
+    ("--train_prompt_tuning --train_only q", "--train_prompt_tuning and --train_only exclude each other"),
+    ("--train_only (q", "--train_only '(q' is no regular expression: missing )"),
     ("--runs 0", "--runs 0"),
     ("--max_steps 0", "--max_steps 0"),
     ("--learning_rate -1", "--learning_rate -1.0"),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from src.cli import InputError, OneLineErrors, did_you_mean
+from src.files import with_file
 from src.names import check_name
 from src.sweep.ledger import MODES
 
@@ -106,11 +107,11 @@ def _many_machines(add: Callable) -> None:
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check; the children's flags come as `child`, name -> values, `command_line` as it was.
+    """Parse and check; the children's flags come as `child`, name -> values; `command_line` is what was parsed.
 
     Raises InputError for a value that is not allowed, SystemExit(2) for one of the wrong type.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = with_file(sys.argv[1:] if arguments is None else arguments)
     split = arguments.index("--") if "--" in arguments else len(arguments)
     args, unknown = parser.parse_known_args(arguments[:split])
     args.command_line = arguments
@@ -158,7 +159,7 @@ def _child_flags(tokens: list[str], known: list[str]) -> dict[str, list[str]]:
                 raise InputError(f"--{name} is set by the sweep: {OURS[name]}")
             flags[name] = [value] if equals else []
         elif name is None:
-            raise InputError(f"'{token}' belongs to no flag {did_you_mean('--' + token, known, shown=0)}")
+            raise InputError(f"'{token}' belongs to no flag; {did_you_mean(token, known, shown=0)}".rstrip("; "))
         else:
             flags[name].append(token)
     return flags

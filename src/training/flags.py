@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
 from src import DEFAULT_CACHE_DIR, DEFAULT_DATA_DIR, DEFAULT_TASK_DIR
 from src.cli import InputError, OneLineErrors, did_you_mean, warn
+from src.files import with_file
 from src.tasks.catalogue import expand_names, load_task
 from src.tasks.task import Item, instruction_items, task_items
 
@@ -47,6 +49,9 @@ class ModelArguments:
     train_prefix: bool = flag(False, "Train a prefix of key and value vectors in each layer only (prefix tuning).")
     train_prompt_tuning: bool = flag(False, "Train vectors put before the input only (prompt tuning).")
     num_virtual_tokens: int = flag(20, "Length of the trained prefix or prompt, in positions.")
+    train_only: str | None = flag(
+        None, "Train only the parameters in whose names this regular expression is found, for example decoder.block.5 "
+        "or SelfAttention.q (default: all).")
 
     @property
     def trains_adapter(self) -> bool:
@@ -54,13 +59,18 @@ class ModelArguments:
         return self.train_lora or self.train_prefix or self.train_prompt_tuning
 
     def validate(self) -> None:
-        chosen = [name for name in ("train_lora", "train_prefix", "train_prompt_tuning") if getattr(self, name)]
+        chosen = [name for name in ("train_lora", "train_prefix", "train_prompt_tuning", "train_only")
+                  if getattr(self, name)]
         if len(chosen) > 1:
             raise InputError(f"--{chosen[0]} and --{chosen[1]} exclude each other; give at most one")
         at_least("lora_rank", self.lora_rank, 1)
         at_least("num_virtual_tokens", self.num_virtual_tokens, 1)
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"--lora_dropout {self.lora_dropout} must be at least 0 and below 1")
+        try:
+            re.compile(self.train_only or "")
+        except re.error as error:
+            raise InputError(f"--train_only '{self.train_only}' is no regular expression: {error}") from error
 
 
 @dataclass
@@ -261,39 +271,45 @@ def at_least(name: str, value: float, least: float) -> None:
         raise InputError(f"--{name} {value} must be at least {least}")
 
 
-RENAMED = {"--evaluation_strategy": "--eval_strategy", "--template_idxs": "--template_idx"}
+# Old flags and what there is today. renamed: the values stay; switch: today's words, where it is on; dropped: no flag
+# is needed; refused: an error where it is on, since no words say the same.
+OLD_FLAGS = {
+    "--evaluation_strategy": ("renamed", "--eval_strategy"),
+    "--template_idxs": ("renamed", "--template_idx"),
+    "--num_beams": ("renamed", "--generation_num_beams"),
+    "--no_cuda": ("renamed", "--use_cpu"),
+    "--warmup_ratio": ("renamed", "--warmup_steps, where a number below 1 is a share of all steps"),
+    "--use_Adafactor_optm": ("switch", "--optim adafactor"),
+    "--adafactor": ("switch", "--optim adafactor"),
+    "--group_by_length": ("switch", "--train_sampling_strategy group_by_length"),
+    "--logging_dir": ("dropped", "the environment variable TENSORBOARD_LOGGING_DIR"),
+    "--use_auth_token": ("dropped", "the token of `hf auth login`, used by itself"),
+    "--freeze_module": ("refused", "--train_only REGEX, which names the parameters that are trained"),
+    "--freeze_layer": ("refused", "--train_only REGEX, which names the parameters that are trained"),
+    "--denser_evaluation": ("refused", "--eval_strategy steps --eval_steps N, of any number of steps"),
+}
 
 
 def translate_old_flags(arguments: list[str]) -> list[str]:
-    """Replace flags that transformers 5 renamed or dropped by today's, with one warning where the meaning moved."""
+    """Put today's flags in the place of old ones, with a warning each; InputError for one that has no translation."""
     translated, i = [], 0
     while i < len(arguments):
         name, equals, value = arguments[i].partition("=")
         i += 1
-        if name not in (*RENAMED, "--no_cuda", "--warmup_ratio", "--group_by_length", "--logging_dir",
-                        "--use_auth_token"):
-            translated.append(arguments[i - 1])
-            continue
-        if name in RENAMED:
-            translated.append(RENAMED[name] + equals + value)
-            continue
-        if not equals and i < len(arguments) and not arguments[i].startswith("--"):
+        how, today = OLD_FLAGS.get(name, ("", ""))
+        if how in ("", "renamed"):
+            translated.append(f"{today.partition(',')[0] or name}{equals}{value}")
+        elif not equals and i < len(arguments) and not arguments[i].startswith("--"):
             value, i = arguments[i], i + 1
-        on = value.lower() not in ("false", "f", "no", "n", "0")
-        if name == "--no_cuda":
-            new, now = ["--use_cpu", str(on)], "--use_cpu"
-        elif name == "--warmup_ratio":
-            new, now = ["--warmup_steps", value], "--warmup_steps, where a number below 1 is a share of all steps"
-        elif name == "--group_by_length":
-            new = ["--train_sampling_strategy", "group_by_length"] if on else []
-            now = "--train_sampling_strategy group_by_length"
-        elif name == "--logging_dir":
+        on = value.lower() not in (("false", "none") if how == "refused" else ("false", "f", "no", "n", "0"))
+        if how == "refused" and on:
+            raise InputError(f"{name} {value}".rstrip() + f": an old flag; today it is {today}")
+        if how == "switch" and on:
+            translated += today.split()
+        if name == "--logging_dir":
             os.environ["TENSORBOARD_LOGGING_DIR"] = value
-            new, now = [], "the environment variable TENSORBOARD_LOGGING_DIR"
-        else:
-            new, now = [], "the token of `hf auth login`, used by itself"
-        warn(f"{name} is an old flag; today it is {now}")
-        translated += new
+        if how:
+            warn(f"{name} is an old flag; today it is {today}")
     return translated
 
 
@@ -309,7 +325,7 @@ def parse(data_class: type[DataArguments], description: str, arguments: list[str
         data_class: InstructionArguments or MultitaskArguments.
         more: further dataclasses of flags.
         description: the script's docstring, shown by --help.
-        arguments: the command line (default: this process's).
+        arguments: the command line (default: this process's), or a JSON file of flags.
 
     Returns:
         (data_class, ModelArguments, ResultArguments, TrainingArguments, *more), each checked as far as flags alone
@@ -325,13 +341,13 @@ def parse(data_class: type[DataArguments], description: str, arguments: list[str
         cls._argument_group_name = cls.__doc__.strip().partition("\n")[0]
     parser = _Parser(classes, description=description, allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments = translate_old_flags(sys.argv[1:] if arguments is None else arguments)
+    arguments = translate_old_flags(with_file(sys.argv[1:] if arguments is None else arguments))
     *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True,
                                                           look_for_args_file=False)
     if unknown:
         known = [option for option in parser._option_string_actions if "-" not in option[2:]]
         hint = did_you_mean(unknown[0].partition("=")[0], known, shown=0) if unknown[0].startswith("--") else ""
-        parser.error(f"unknown argument '{unknown[0]}' {hint.partition('(')[0]}".rstrip())
+        parser.error(f"unknown argument '{unknown[0]}' {hint}".rstrip())
     for group in parsed:
         check_finite(group)
         group.validate()
