@@ -6,6 +6,7 @@ standard error, exit code 2, no traceback. Imports nothing heavy.
 
 import argparse
 import contextlib
+import copy
 import difflib
 import os
 import signal
@@ -23,8 +24,41 @@ class InputError(ValueError):
     """Bad input from the user. The message names the flag or file, the value and what is allowed."""
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Shows each flag once, what kind of value it takes, and its default; what must be given comes first, and is usage."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=36)
+
+    def add_arguments(self, actions):
+        super().add_arguments(sorted(actions, key=lambda action: not action.required))
+
+    def add_usage(self, usage, actions, groups, prefix=None):
+        super().add_usage(usage, [action for action in actions if action.required], [], prefix)
+
+    def _format_action_invocation(self, action):
+        shown = copy.copy(action)  # without the spelling with dashes for underscores
+        shown.option_strings = [text for text in action.option_strings if "-" not in text.lstrip("-")]
+        return super()._format_action_invocation(shown)
+
+    def _get_default_metavar_for_optional(self, action):
+        kind = getattr(action.type, "__name__", "")
+        return {"int": "N", "float": "X"}.get(kind) or (
+            "True|False" if "bool" in kind else action.dest.rpartition("_")[2].upper())
+
+    def _get_help_string(self, action):
+        text, default = action.help or "", action.default
+        if default in (None, [], argparse.SUPPRESS) or action.nargs == 0 or "default" in text:
+            return text
+        default = " ".join(default) if isinstance(default, list) else str(default)
+        return f"{text if text.endswith('..') else text.removesuffix('.')} (default: {default.replace('%', '%%')})"
+
+
 class OneLineErrors(argparse.ArgumentParser):
     """A parser that says what is wrong in one line, without the page of usage that so many flags make."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{"formatter_class": Help, "allow_abbrev": False} | kwargs)
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message} (see --help)", file=sys.stderr)

@@ -1,11 +1,12 @@
 """Every flag of the training scripts, once: its unit, default and old spellings."""
 
+import argparse
 import dataclasses
 import math
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -19,11 +20,11 @@ from src.tasks.catalogue import expand_names, load_task
 from src.tasks.task import Item, instruction_items, task_items
 
 
-def flag(default, help: str):
-    """A dataclass field with help text; lists are copied for each instance."""
+def flag(default, help: str, **options):
+    """A dataclass field with help text and more options of argparse; lists are copied for each instance."""
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: list(default), metadata={"help": help, **options})
+    return field(default=default, metadata={"help": help, **options})
 
 
 @dataclass
@@ -51,7 +52,7 @@ class ModelArguments:
     num_virtual_tokens: int = flag(20, "Length of the trained prefix or prompt, in positions.")
     train_only: str | None = flag(
         None, "Train only the parameters in whose names this regular expression is found, for example decoder.block.5 "
-        "or SelfAttention.q (default: all).")
+        "or SelfAttention.q (default: all).", metavar="REGEX")
 
     @property
     def trains_adapter(self) -> bool:
@@ -176,18 +177,20 @@ class ResultArguments:
 
 @dataclass
 class TrainingArguments(Seq2SeqTrainingArguments):
-    """All flags of the Hugging Face trainer, with the few changes below."""
+    """Checkpoints and reports; and all flags of the Hugging Face Trainer."""
 
     output_dir: str = flag("saved/", "Folder of the checkpoints: <output_dir>/<run>/checkpoint-<step>/.")
     overwrite_output_dir: bool = flag(
         False, "Start each run afresh; without it a finished run is kept and a broken one goes on from its checkpoint.")
     disable_tqdm: bool = flag(False, "No progress bars.")
-    report_to: str = flag("none", "Where the trainer reports to: none, tensorboard, wandb, ...")
+    report_to: str = flag("none", "Where the trainer reports to: none, tensorboard, wandb, all, ...; runs are named "
+                          "there by their items.", metavar="NAME")
     save_total_limit: int | None = flag(1, "Checkpoints kept besides the best one.")
     score_choices: bool = flag(
         False, "Also score answer choices by their likelihood: choice_accuracy and choice_loss (nats).")
     early_stopping_patience: int | None = flag(
-        None, "End the training after that many evaluations in a row without a better --metric_for_best_model.")
+        None, "End the training after so many evaluations in a row without a better --metric_for_best_model (default: "
+        "never).")
     # The filter would hide that the loss has become NaN, which must end the run.
     logging_nan_inf_filter: bool = flag(False, "Leave NaN losses out of the logged mean.")
 
@@ -313,8 +316,30 @@ def translate_old_flags(arguments: list[str]) -> list[str]:
     return translated
 
 
+USUAL = """The usual ones of the Hugging Face Trainer's flags, all of which --help_all shows:
+  --do_train --do_eval --do_predict --predict_with_generate --max_steps N --num_train_epochs X --learning_rate X
+  --per_device_train_batch_size N --lr_scheduler_type constant --eval_strategy steps --eval_steps N --save_steps N
+  --load_best_model_at_end --metric_for_best_model eval_exact_match --seed N --bf16 True"""
+
+
 class _Parser(OneLineErrors, HfArgumentParser):
     """HfArgumentParser with errors of one line."""
+
+
+def make_parser(classes: Sequence[type], description: str, everything: bool) -> _Parser:
+    """The parser of all flags of the dataclasses; --help shows those of the Trainer only where `everything` is asked.
+
+    classes: TrainingArguments comes last.
+    """
+    for cls in classes:
+        cls._argument_group_name = cls.__doc__.strip().partition("\n")[0].removesuffix(".")
+    parser = _Parser(classes, description=description, epilog=USUAL)
+    parser.add_argument("--help_all", action="help", help="show the Trainer's flags, too, and exit")
+    trainers = {field.name for field in dataclasses.fields(TrainingArguments)} - set(TrainingArguments.__annotations__)
+    for action in parser._actions:
+        if action.dest in trainers and not everything:
+            action.help = argparse.SUPPRESS
+    return parser
 
 
 def parse(data_class: type[DataArguments], description: str, arguments: list[str] | None = None,
@@ -323,9 +348,9 @@ def parse(data_class: type[DataArguments], description: str, arguments: list[str
 
     Args:
         data_class: InstructionArguments or MultitaskArguments.
-        more: further dataclasses of flags.
         description: the script's docstring, shown by --help.
         arguments: the command line (default: this process's), or a JSON file of flags.
+        more: further dataclasses of flags.
 
     Returns:
         (data_class, ModelArguments, ResultArguments, TrainingArguments, *more), each checked as far as flags alone
@@ -334,14 +359,9 @@ def parse(data_class: type[DataArguments], description: str, arguments: list[str
     Raises:
         InputError: a value that is not allowed. SystemExit(2): a flag that is missing, unknown or of the wrong type.
     """
-    import argparse
-
-    classes = [data_class, ModelArguments, ResultArguments, TrainingArguments, *more]
-    for cls in classes:
-        cls._argument_group_name = cls.__doc__.strip().partition("\n")[0]
-    parser = _Parser(classes, description=description, allow_abbrev=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments = translate_old_flags(with_file(sys.argv[1:] if arguments is None else arguments))
+    parser = make_parser((*more, data_class, ModelArguments, ResultArguments, TrainingArguments), description,
+                         everything="--help_all" in arguments)
     *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True,
                                                           look_for_args_file=False)
     if unknown:
@@ -351,4 +371,4 @@ def parse(data_class: type[DataArguments], description: str, arguments: list[str
     for group in parsed:
         check_finite(group)
         group.validate()
-    return parsed
+    return parsed[len(more):] + parsed[:len(more)]
