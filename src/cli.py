@@ -25,7 +25,7 @@ class InputError(ValueError):
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Shows each flag once, what kind of value it takes, and its default; what must be given comes first, and is usage."""
+    """Shows each flag once, what kind of value it takes, and its default; what must be given is first, and is usage."""
 
     def __init__(self, prog):
         super().__init__(prog, max_help_position=36)
@@ -48,7 +48,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action):
         text, default = action.help or "", action.default
-        if default in (None, [], argparse.SUPPRESS) or action.nargs == 0 or "default" in text:
+        if default in (None, [], argparse.SUPPRESS) or action.nargs == 0 or "default:" in text:
             return text
         default = " ".join(default) if isinstance(default, list) else str(default)
         return f"{text if text.endswith('..') else text.removesuffix('.')} (default: {default.replace('%', '%%')})"
@@ -71,7 +71,10 @@ def did_you_mean(name: str, allowed: Iterable[str], shown: int = 12) -> str:
     With `shown` 0 it is the nearest name alone, and empty where none is near.
     """
     allowed = {each.lstrip("-"): each for each in sorted(map(str, allowed))}  # the dashes of flags bring none near
-    near = difflib.get_close_matches(name.lstrip("-"), allowed, n=1, cutoff=0.7)
+    name = name.lstrip("-")
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.7)
+    part_of = [each for each in allowed if name and (each.startswith(name) or each.endswith(name))]
+    near = near or (part_of if len(part_of) == 1 else [])
     hint = f"did you mean '{allowed[near[0]]}'?" if near else ""
     if not shown:
         return hint
@@ -103,11 +106,9 @@ def run_as_script(main: Callable[[], int]) -> NoReturn:
 
 RESULTS_FLAGS = {
     "save_name": {"required": True, "help": "name of the sweep: the folder below --results_dir"},
-    "results_dir": {"default": "results", "help": "folder of all results (default: results)"},
-    "task_dir": {"default": DEFAULT_TASK_DIR, "help": "folder of task files, for each task's main metric (default: "
-                 "%(default)s)"},
-    "split": {"default": "valid", "choices": ("valid", "test"), "help": "scores of which split to read (default: "
-              "valid)"},
+    "results_dir": {"default": "results", "help": "folder of all results"},
+    "task_dir": {"default": DEFAULT_TASK_DIR, "help": "folder of task files, for each task's main metric"},
+    "split": {"default": "valid", "choices": ("valid", "test"), "help": "scores of which split to read"},
     "metric": {"help": "metric of all items, e.g. loss or exact_match (default: each task's own main metric)"},
     "config_hash": {"help": "read only the runs of this config_hash (default: all; an error if they differ)"},
     "content_hash": {"nargs": "+", "default": [], "metavar": "HASH", "help": "where an item's templates or rows were "
@@ -116,8 +117,10 @@ RESULTS_FLAGS = {
 }
 
 
-def add_results_flags(parser: argparse.ArgumentParser, *names: str, **changes: dict) -> None:
+def add_results_flags(parser: argparse._ActionsContainer, *names: str, **changes: dict) -> None:
     """Add the flags that name results and what to read of them, by `names` (default: all); `changes` of one's options.
+
+    parser: or one of its groups.
 
     Each means the same in every command.
     """

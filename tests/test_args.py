@@ -1,17 +1,29 @@
 """The command line: users' commands as they are, old flags, and what is refused."""
 
+import argparse
 import ast
+import contextlib
 import dataclasses
+import io
 import json
 import os
+import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
 from transformers import Seq2SeqTrainingArguments
 
+import src.cluster.__main__ as cluster
+import src.plan.__main__ as plan
+import src.tasks.__main__ as tasks
 import src.training.flags
+from src import results
 from src.cli import InputError, did_you_mean, run_as_script
+from src.estimate import compare
+from src.estimate.flags import EstimateArguments
+from src.sweep.flags import sweep_parser
 from src.training.flags import (
     OLD_FLAGS,
     InstructionArguments,
@@ -189,7 +201,8 @@ def test_a_file_of_flags_that_is_refused(tmp_path, capsys, content, message):
     ("--max_step", ["--max_steps", "--eval_steps"], "did you mean '--max_steps'?"),
     ("--early_stopping_patience", ["--learning_rate", "--max_steps"], ""), ("--lr", ["--runs", "--seed"], ""),
     ("--tokenizer_name", ["--task_name"], ""), ("--nonsense", ["--seed"], ""),
-    ("rt", ["rte", "cb"], "did you mean 'rte'?")])
+    ("rt", ["rte", "cb"], "did you mean 'rte'?"), ("--rank", ["--lora_rank", "--runs"], "did you mean '--lora_rank'?"),
+    ("--lr", ["--lr_scheduler_type", "--lr_scheduler_kwargs"], "")])
 def test_hints_are_near(name, allowed, hint):
     assert did_you_mean(name, allowed, shown=0) == hint
     assert did_you_mean(name, allowed) == f"{hint} (allowed: {', '.join(sorted(allowed))})".strip()
@@ -293,3 +306,54 @@ def test_every_flag_of_ours_is_explained_and_read():
                 read |= {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}  # read through this method
     waiting = {"task_names"} - {"task_names" for path in ROOT.glob("train_multitask.py")}
     assert ours.keys() - read - waiting == set()
+
+
+def shown(text: str) -> dict[str, str]:
+    """Of a page of help each flag with what is said of it."""
+    entries = re.split(r"\n  (?=-)", text)[1:]
+    return {re.search(r"--\w+", entry)[0]: " ".join(entry.split("\n\n")[0].split()) for entry in entries}
+
+
+def help_of(run) -> dict[str, str]:
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as stop:
+        run()
+    assert stop.value.code == 0
+    return shown(out.getvalue())
+
+
+def test_help_is_of_our_flags(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
+    trainers = {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}
+    for data_class, more in ((InstructionArguments, ()), (MultitaskArguments, ()),
+                             (MultitaskArguments, (EstimateArguments,))):
+        classes = (data_class, ModelArguments, ResultArguments, TrainingArguments, *more)
+        with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit):
+            parse(data_class, "What it does.", ["--help"], more)
+        assert len(out.getvalue().splitlines()) < 120
+        short, long = shown(out.getvalue()), help_of(partial(parse, data_class, "", ["--help_all"], more))
+        own = {f"--{field.name}": field for cls in classes for field in dataclasses.fields(cls)
+               if field.name not in trainers or (cls is TrainingArguments and field.name in cls.__annotations__)}
+        assert short.keys() == own.keys() | {"--help", "--help_all"}
+        assert short.keys() <= long.keys() and "--learning_rate" in long and len(long) > 120
+        for flag, field in own.items():
+            required = field.default is field.default_factory is dataclasses.MISSING
+            assert ("(default: " in short[flag]) != required, short[flag]
+    assert "[True|False]" in short["--train_lora"] and "--lora_rank N " in short["--lora_rank"]
+
+
+@pytest.mark.parametrize("parser", [
+    sweep_parser("", "s.py"), cluster.make_parser(), plan.make_parser(), compare.make_parser(),
+    *results.make_parser()._subparsers._group_actions[0].choices.values()], ids=lambda parser: parser.prog)
+def test_help_shows_every_default(parser):
+    text = shown(parser.format_help())
+    flags = [action for action in parser._actions if action.option_strings]
+    assert len(flags) == len(text)
+    for action in flags:
+        if action.nargs != 0 and action.default not in (None, [], argparse.SUPPRESS):
+            default = " ".join(action.default) if isinstance(action.default, list) else action.default
+            assert f"(default: {default}" in text[action.option_strings[-1]], action.dest
+
+
+def test_help_of_the_tasks():
+    text = help_of(lambda: tasks.main(["show", "--help"]))
+    assert "(default: data/tasks)" in text["--task_dir"] and "(default: 1)" in text["--rows"]

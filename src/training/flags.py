@@ -317,9 +317,9 @@ def translate_old_flags(arguments: list[str]) -> list[str]:
 
 
 USUAL = """The usual ones of the Hugging Face Trainer's flags, all of which --help_all shows:
-  --do_train --do_eval --do_predict --predict_with_generate --max_steps N --num_train_epochs X --learning_rate X
-  --per_device_train_batch_size N --lr_scheduler_type constant --eval_strategy steps --eval_steps N --save_steps N
-  --load_best_model_at_end --metric_for_best_model eval_exact_match --seed N --bf16 True"""
+    --do_train --do_eval --do_predict --predict_with_generate --max_steps N --num_train_epochs X --learning_rate X
+    --per_device_train_batch_size N --lr_scheduler_type constant --eval_strategy steps --eval_steps N --save_steps N
+    --load_best_model_at_end --metric_for_best_model eval_exact_match --seed N --bf16 True"""
 
 
 class _Parser(OneLineErrors, HfArgumentParser):
