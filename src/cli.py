@@ -50,7 +50,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
         text, default = action.help or "", action.default
         if default in (None, [], argparse.SUPPRESS) or action.nargs == 0 or "default:" in text:
             return text
-        default = " ".join(default) if isinstance(default, list) else str(default)
+        default = " ".join(default) if isinstance(default, list) else str(default) or "none"
         return f"{text if text.endswith('..') else text.removesuffix('.')} (default: {default.replace('%', '%%')})"
 
 
@@ -80,6 +80,14 @@ def did_you_mean(name: str, allowed: Iterable[str], shown: int = 12) -> str:
         return hint
     listed = ", ".join([*allowed.values()][:shown]) + (f", ... {len(allowed)} in all" if len(allowed) > shown else "")
     return f"{hint} (allowed: {listed or 'none'})".lstrip()
+
+
+def check_effects(way: str, flags: Iterable[str], words: Iterable[str]) -> None:
+    """Raise InputError for one of the `flags` among the `words` of a command line, where `way` leaves it no effect."""
+    given = {word.partition("=")[0] for word in words}
+    for flag in flags:
+        if flag in given:
+            raise InputError(f"{way} and {flag} exclude each other: {flag} would have no effect")
 
 
 def warn(message: str) -> None:

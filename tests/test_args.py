@@ -149,6 +149,19 @@ def test_old_flags_without_a_translation(old, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(("flag", "today"), [  # of the first code of the method
+    ("--source_prefix x", "source_prefix"), ("--num_beams 2", "generation_num_beams"),
+    ("--use_Adafactor_optm True", "optim"), ("--freeze_module encoder", None), ("--freeze_layer 3", None),
+    ("--denser_evaluation True", None)])
+def test_flags_of_the_first_code(flag, today):
+    """Each does what it says, or is refused in words that name what does it today."""
+    if today:
+        assert fields(flag)[today] != fields()[today]
+    else:
+        with pytest.raises(InputError, match=f"{flag.split()[0]} .*: an old flag; today it is --"):
+            fields(flag)
+
+
 def test_todays_names_of_old_flags_are_flags():
     """What a warning or an error names can be given."""
     known = {f"--{field.name}" for cls in (InstructionArguments, ModelArguments, TrainingArguments)

@@ -311,7 +311,7 @@ def test_work_of_a_killed_sweep_is_taken_over_by_the_other():
     (("--preload_combos", "--combos_section", 6, 8), "there are 6 combinations"),
     (("--combos_section", 0, 8, "--num_samples", 3), "needs --preload_combos"),
     (("--num_samples", 3, "--launcher", "ray", "--device", "cpu", "--ledger", "hope"), "invalid choice: 'hope'"),
-    (("--num_samples", 3, "--rank_by", "value"), "--rank_by value needs --from_estimate"),
+    (("--num_samples", 3, "--rank_by", "value"), "draws without --from_estimate and --rank_by exclude"),
     (("--subsets_file", "x", "--target_tasks", "a"), "--subsets_file and --target_tasks exclude each other"),
     (("--subsets_file", "x", "--min_task_num", 2), "--subsets_file and --min_task_num exclude each other"),
     (("--subsets_file", "x", "--max_task_num=2"), "--subsets_file and --max_task_num exclude each other"),

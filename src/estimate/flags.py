@@ -22,11 +22,12 @@ class EstimateArguments:
     min_task_num: int | None = flag(None, "Smallest subset to estimate (default: 2).")
     max_task_num: int | None = flag(None, "Largest subset to estimate (default: --min_task_num).")
     num_samples: int | None = flag(None, "Number of subsets to estimate, drawn by --seed (default: all).")
-    subsets_file: str | None = flag(None, "Estimate exactly the subsets of this file, a line each.")
+    subsets_file: str | None = flag(None, "Estimate exactly the subsets of this file, a line each (default: none).")
     config_hash: str | None = flag(
         None, "Calibrate on the sweep's runs of this config_hash (default: all; an error if they differ).")
     content_hash: list[str] = flag(
-        [], "Where an item's templates or rows were changed between trainings: calibrate on subsets of this content.")
+        [], "Where an item's templates or rows were changed between trainings: calibrate on subsets of this content "
+        "(default: all; an error if they differ).")
 
     def validate(self) -> None:
         for name in ("project_dim", "strength", "calibrate", "min_task_num", "num_samples"):

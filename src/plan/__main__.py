@@ -8,12 +8,13 @@
 
 import argparse
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from src.cli import InputError, OneLineErrors, add_results_flags, did_you_mean, run_as_script
+from src.cli import InputError, OneLineErrors, add_results_flags, check_effects, did_you_mean, run_as_script
 from src.files import write_whole
 from src.gains import UNITS
 from src.plan import confirm, known, rounds, show
@@ -25,8 +26,7 @@ LEFT = 3  # exit code: something is left to be trained
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = OneLineErrors(prog="python -m src.plan", description=__doc__, allow_abbrev=False,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineErrors(prog="python -m src.plan", description=__doc__)
     add = parser.add_argument
     add_results_flags(parser, "save_name", "results_dir", "task_dir", "config_hash", "content_hash")
     add("--task_set_name", help="name of the sweep's subsets below sampled_tasks/, for those that failed "
@@ -57,6 +57,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     args = make_parser().parse_args(arguments)
+    if args.target:
+        check_effects("--target", ("--budget", "--overlap", "--explore", "--confirm_seed"),
+                      sys.argv[1:] if arguments is None else arguments)
     if args.budget is not None and args.budget < 1:
         raise InputError(f"--budget {args.budget}: cannot serve all items; must be at least 1")
     if args.explore < 0:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.cli import InputError, OneLineErrors, add_results_flags, did_you_mean
+from src.cli import InputError, OneLineErrors, add_results_flags, check_effects, did_you_mean
 from src.files import with_file
 from src.names import check_name
 from src.sweep.ledger import MODES
@@ -151,25 +151,18 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     ways += ["--draw plan"] if args.draw == "plan" else []
     if len(ways) > 1:
         raise InputError(f"{ways[0]} and {ways[1]} exclude each other")
-    _check_effects(args, ways, {token.partition("=")[0] for token in arguments[:split]})
+    for way in (*ways, f"--launcher {args.launcher}"):
+        check_effects(way, NO_EFFECT.get(way, ()), arguments[:split])
+    if not args.from_estimate:
+        check_effects("draws without --from_estimate", ["--rank_by"], arguments[:split])
+    if args.launcher != "local" and args.device not in (["cpu"], ["all"], parser.get_default("device")):
+        raise InputError(f"--device {' '.join(args.device)}: with --launcher {args.launcher} a worker takes all GPUs "
+                         "that it is given; leave it out, or give cpu")
     if args.from_estimate and not args.num_samples:
         raise InputError("--from_estimate: --num_samples is missing: how many subsets are to be trained?")
     if not (args.num_samples or ways or args.draw == "balanced"):
         raise InputError("--num_samples is missing: how many subsets are wanted?")
     return args
-
-
-def _check_effects(args: argparse.Namespace, ways: Sequence[str], given: set[str]) -> None:
-    """Raise InputError for a flag that is `given` where it would have no effect; `ways` say which subsets there are."""
-    for way in (*ways, f"--launcher {args.launcher}"):
-        for flag in NO_EFFECT.get(way, ()):
-            if flag in given:
-                raise InputError(f"{way} and {flag} exclude each other: {flag} would have no effect")
-    if "--rank_by" in given and not args.from_estimate:
-        raise InputError(f"--rank_by {args.rank_by} needs --from_estimate, the estimates to rank by")
-    if args.launcher != "local" and "--device" in given and args.device not in (["cpu"], ["all"]):
-        raise InputError(f"--device {' '.join(args.device)}: with --launcher {args.launcher} a worker takes all GPUs "
-                         "that it is given; leave it out, or give cpu")
 
 
 def _child_flags(tokens: list[str], known: list[str]) -> dict[str, list[str]]:
