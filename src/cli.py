@@ -58,7 +58,9 @@ class OneLineErrors(argparse.ArgumentParser):
     """A parser that says what is wrong in one line, without the page of usage that so many flags make."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **{"formatter_class": Help, "allow_abbrev": False} | kwargs)
+        spec = sys.modules["__main__"].__spec__  # of `python -m src.x`, whose file is called __main__.py
+        name = {"prog": f"python -m {spec.parent}"} if spec else {}
+        super().__init__(*args, **{"formatter_class": Help, "allow_abbrev": False} | name | kwargs)
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message} (see --help)", file=sys.stderr)

@@ -23,16 +23,15 @@ from src import results
 from src.cli import InputError, did_you_mean, run_as_script
 from src.estimate import compare
 from src.estimate.flags import EstimateArguments
+from src.old_flags import OLD_FLAGS, translate_old_flags
 from src.sweep.flags import sweep_parser
 from src.training.flags import (
-    OLD_FLAGS,
     InstructionArguments,
     ModelArguments,
     MultitaskArguments,
     ResultArguments,
     TrainingArguments,
     parse,
-    translate_old_flags,
 )
 
 ROOT = Path(__file__).parent.parent

@@ -355,6 +355,17 @@ def test_a_file_of_flags():
     assert args.child["learning_rate"] == ["0.0001"] and args.child["train_only"] == ["-x"]
 
 
+def test_old_flags_of_the_children(capsys):
+    words = ["--task_set_name", "x", "--num_samples", "5", "--evaluation_strategy", "epoch", "--", "--num_beams=2"]
+    args = parse(sweep_parser("", "s.py"), [*words, "--use_Adafactor_optm"])
+    assert (args.child["eval_strategy"], args.child["optim"]) == (["epoch"], ["adafactor"])
+    assert args.child["generation_num_beams"] == ["2"] and capsys.readouterr().err.count("is an old flag") == 3
+    with pytest.raises(InputError, match="--freeze_layer 3: an old flag; today it is --train_only"):
+        parse(sweep_parser("", "s.py"), [*words, "--freeze_layer", "3"])
+    with pytest.raises(InputError, match="--use_cpu is set by the sweep: --device cpu"):
+        parse(sweep_parser("", "s.py"), [*words, "--no_cuda"])
+
+
 def test_devices(monkeypatch, capsys):
     monkeypatch.setattr(children, "visible_gpus", lambda: [])
     assert children.resolve_devices(["7"]) == ["cpu"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from src.cli import InputError, OneLineErrors, add_results_flags, check_effects, did_you_mean
 from src.files import with_file
 from src.names import check_name
+from src.old_flags import translate_old_flags
 from src.sweep.ledger import MODES
 
 # What a child is told unless the command line says otherwise.
@@ -16,10 +17,9 @@ CHILD_DEFAULTS = {
     "save_strategy": ["steps"], "lr_scheduler_type": ["constant"], "load_best_model_at_end": ["True"],
     "metric_for_best_model": ["eval_exact_match"], "greater_is_better": ["True"], "disable_tqdm": ["True"],
 }
-OLD_SPELLINGS = {"lr": "learning_rate", "batch_size": "per_device_train_batch_size",
-                 "evaluation_strategy": "eval_strategy", "template_idxs": "template_idx"}
+SHORT = {"lr": "learning_rate", "batch_size": "per_device_train_batch_size"}
 # Children's flags that the sweep sets itself: what to use instead.
-OURS = {"run_name": "the key of the subset", "use_cpu": "--device cpu", "no_cuda": "--device cpu"}
+OURS = {"run_name": "the key of the subset", "use_cpu": "--device cpu"}
 
 
 def boolean(text: str) -> bool:
@@ -125,7 +125,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
 
     Raises InputError for a value that is not allowed, SystemExit(2) for one of the wrong type.
     """
-    arguments = with_file(sys.argv[1:] if arguments is None else arguments)
+    arguments = translate_old_flags(with_file(sys.argv[1:] if arguments is None else arguments))
     split = arguments.index("--") if "--" in arguments else len(arguments)
     args, unknown = parser.parse_known_args(arguments[:split])
     args.command_line = arguments
@@ -172,7 +172,7 @@ def _child_flags(tokens: list[str], known: list[str]) -> dict[str, list[str]]:
     for token in tokens:
         if token.startswith("--"):
             name, equals, value = token[2:].partition("=")
-            name = OLD_SPELLINGS.get(name, name)
+            name = SHORT.get(name, name)
             if name in OURS:
                 raise InputError(f"--{name} is set by the sweep: {OURS[name]}")
             flags[name] = [value] if equals else []
