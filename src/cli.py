@@ -6,6 +6,7 @@ standard error, exit code 2, no traceback. Imports nothing heavy.
 
 import argparse
 import contextlib
+import copy
 import difflib
 import os
 import signal
@@ -24,8 +25,43 @@ class InputError(ValueError):
     """Bad input from the user. The message names the flag or file, the value and what is allowed."""
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Shows each flag once, what kind of value it takes, and its default; what must be given is first, and is usage."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=36)
+
+    def add_arguments(self, actions):
+        super().add_arguments(sorted(actions, key=lambda action: not action.required))
+
+    def add_usage(self, usage, actions, groups, prefix=None):
+        super().add_usage(usage, [action for action in actions if action.required], [], prefix)
+
+    def _format_action_invocation(self, action):
+        shown = copy.copy(action)  # without the spelling with dashes for underscores
+        shown.option_strings = [text for text in action.option_strings if "-" not in text.lstrip("-")]
+        return super()._format_action_invocation(shown)
+
+    def _get_default_metavar_for_optional(self, action):
+        kind = getattr(action.type, "__name__", "")
+        return {"int": "N", "float": "X"}.get(kind) or (
+            "True|False" if "bool" in kind else action.dest.rpartition("_")[2].upper())
+
+    def _get_help_string(self, action):
+        text, default = action.help or "", action.default
+        if default in (None, [], argparse.SUPPRESS) or action.nargs == 0 or "default:" in text:
+            return text
+        default = " ".join(default) if isinstance(default, list) else str(default) or "none"
+        return f"{text if text.endswith('..') else text.removesuffix('.')} (default: {default.replace('%', '%%')})"
+
+
 class OneLineErrors(argparse.ArgumentParser):
     """A parser that says what is wrong in one line, without the page of usage that so many flags make."""
+
+    def __init__(self, *args, **kwargs):
+        spec = sys.modules["__main__"].__spec__  # of `python -m src.x`, whose file is called __main__.py
+        name = {"prog": f"python -m {spec.parent}"} if spec else {}
+        super().__init__(*args, **{"formatter_class": Help, "allow_abbrev": False} | name | kwargs)
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message} (see --help)", file=sys.stderr)
@@ -33,11 +69,28 @@ class OneLineErrors(argparse.ArgumentParser):
 
 
 def did_you_mean(name: str, allowed: Iterable[str], shown: int = 12) -> str:
-    """Return a hint such as `did you mean 'rte'? (allowed: cb, mnli, rte)` for an unknown `name`."""
-    allowed = sorted(map(str, allowed))
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
-    listed = ", ".join(allowed[:shown]) + (f", ... {len(allowed)} in all" if len(allowed) > shown else "")
-    return (f"did you mean '{near[0]}'? " if near else "") + f"(allowed: {listed or 'none'})"
+    """Return a hint such as `did you mean 'rte'? (allowed: cb, mnli, rte)` for an unknown `name`.
+
+    With `shown` 0 it is the nearest name alone, and empty where none is near.
+    """
+    allowed = {each.lstrip("-"): each for each in sorted(map(str, allowed))}  # the dashes of flags bring none near
+    name = name.lstrip("-")
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.7)
+    part_of = [each for each in allowed if name and (each.startswith(name) or each.endswith(name))]
+    near = near or (part_of if len(part_of) == 1 else [])
+    hint = f"did you mean '{allowed[near[0]]}'?" if near else ""
+    if not shown:
+        return hint
+    listed = ", ".join([*allowed.values()][:shown]) + (f", ... {len(allowed)} in all" if len(allowed) > shown else "")
+    return f"{hint} (allowed: {listed or 'none'})".lstrip()
+
+
+def check_effects(way: str, flags: Iterable[str], words: Iterable[str]) -> None:
+    """Raise InputError for one of the `flags` among the `words` of a command line, where `way` leaves it no effect."""
+    given = {word.partition("=")[0] for word in words}
+    for flag in flags:
+        if flag in given:
+            raise InputError(f"{way} and {flag} exclude each other: {flag} would have no effect")
 
 
 def warn(message: str) -> None:
@@ -64,11 +117,9 @@ def run_as_script(main: Callable[[], int]) -> NoReturn:
 
 RESULTS_FLAGS = {
     "save_name": {"required": True, "help": "name of the sweep: the folder below --results_dir"},
-    "results_dir": {"default": "results", "help": "folder of all results (default: results)"},
-    "task_dir": {"default": DEFAULT_TASK_DIR, "help": "folder of task files, for each task's main metric (default: "
-                 "%(default)s)"},
-    "split": {"default": "valid", "choices": ("valid", "test"), "help": "scores of which split to read (default: "
-              "valid)"},
+    "results_dir": {"default": "results", "help": "folder of all results"},
+    "task_dir": {"default": DEFAULT_TASK_DIR, "help": "folder of task files, for each task's main metric"},
+    "split": {"default": "valid", "choices": ("valid", "test"), "help": "scores of which split to read"},
     "metric": {"help": "metric of all items, e.g. loss or exact_match (default: each task's own main metric)"},
     "config_hash": {"help": "read only the runs of this config_hash (default: all; an error if they differ)"},
     "content_hash": {"nargs": "+", "default": [], "metavar": "HASH", "help": "where an item's templates or rows were "
@@ -77,8 +128,10 @@ RESULTS_FLAGS = {
 }
 
 
-def add_results_flags(parser: argparse.ArgumentParser, *names: str, **changes: dict) -> None:
+def add_results_flags(parser: argparse._ActionsContainer, *names: str, **changes: dict) -> None:
     """Add the flags that name results and what to read of them, by `names` (default: all); `changes` of one's options.
+
+    parser: or one of its groups.
 
     Each means the same in every command.
     """

@@ -2,9 +2,10 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from src.cli import InputError
@@ -47,6 +48,29 @@ def read_bytes(path: Path, what: str = "") -> bytes:
 def read_text(path: Path, what: str = "") -> str:
     """All of a text file, UTF-8 with or without a byte order mark; InputError as of `read_bytes` and `decode`."""
     return decode(read_bytes(path, what), str(path))
+
+
+def with_file(arguments: Sequence[str]) -> list[str]:
+    """A command line whose first word is a JSON file of flags, `{"max_steps": 500, ...}`, with these in its place.
+
+    null leaves a flag at its default. Flags behind the file go before those in it.
+    """
+    if not (arguments and arguments[0].endswith(".json")):
+        return list(arguments)
+    path, words = Path(arguments[0]), []
+    text = read_text(path)
+    try:
+        flags = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: no JSON file of flags: {error}") from error
+    if not isinstance(flags, dict):
+        raise InputError(f'{path}: no mapping of flags, such as {{"max_steps": 500}}')
+    for name, value in flags.items():
+        if isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return words + list(arguments[1:])
 
 
 def write_whole(path: Path, text: str, sync_name: bool = False) -> None:

@@ -56,6 +56,8 @@ def settings_that_count(settings: Mapping) -> dict:
     unused = set(WITHOUT_EFFECT)
     if not settings["train_lora"]:
         unused |= {name for name in settings if name.startswith("lora_")}
+    if not settings["train_only"]:
+        unused |= {"train_only"}
     if not (settings["train_prefix"] or settings["train_prompt_tuning"]):
         unused |= {"num_virtual_tokens"}
     if not (settings["load_best_model_at_end"] or settings["early_stopping_patience"]):

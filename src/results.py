@@ -12,7 +12,6 @@ sees half a file, two writers never lose a row, and a run that is repeated repla
     python -m src.results import FILE ... --save_name NAME     make a part of each table of scores from elsewhere
 """
 
-import argparse
 import csv
 import hashlib
 import io
@@ -238,12 +237,11 @@ def _reject_known(results: Results, parts: Mapping[str, tuple[Path, str, list[Sc
 
 
 def make_parser() -> OneLineErrors:
-    parser = OneLineErrors(prog="python -m src.results", allow_abbrev=False, description=__doc__,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineErrors(prog="python -m src.results", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    merge = commands.add_parser("merge", allow_abbrev=False, help="rebuild the CSV files of a save_name from its parts")
+    merge = commands.add_parser("merge", help="rebuild the CSV files of a save_name from its parts")
     merge.add_argument("save_name", help="name of the folder under --results_dir")
-    table = commands.add_parser("import", allow_abbrev=False, help="take over tables of scores from elsewhere",
+    table = commands.add_parser("import", help="take over tables of scores from elsewhere",
                                 description="Take over tables of scores; results/README.md shows their forms.")
     add = table.add_argument
     add("files", nargs="+", metavar="FILE", help="a CSV file: a wide, a long or a square table")

@@ -1,16 +1,30 @@
 """The command line: users' commands as they are, old flags, and what is refused."""
 
+import argparse
 import ast
+import contextlib
 import dataclasses
+import io
+import json
 import os
+import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
 from transformers import Seq2SeqTrainingArguments
 
+import src.cluster.__main__ as cluster
+import src.plan.__main__ as plan
+import src.tasks.__main__ as tasks
 import src.training.flags
-from src.cli import InputError, run_as_script
+from src import results
+from src.cli import InputError, did_you_mean, run_as_script
+from src.estimate import compare
+from src.estimate.flags import EstimateArguments
+from src.old_flags import OLD_FLAGS, translate_old_flags
+from src.sweep.flags import sweep_parser
 from src.training.flags import (
     InstructionArguments,
     ModelArguments,
@@ -18,7 +32,6 @@ from src.training.flags import (
     ResultArguments,
     TrainingArguments,
     parse,
-    translate_old_flags,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -93,12 +106,19 @@ def test_the_command_of_several_tasks():
     ("--evaluation_strategy steps --do_train", "--eval_strategy steps --do_train"),
     ("--evaluation_strategy=steps", "--eval_strategy=steps"),
     ("--template_idxs 0 -1", "--template_idx 0 -1"),
-    ("--no_cuda --do_train", "--use_cpu True --do_train"),
+    ("--no_cuda --do_train", "--use_cpu --do_train"),
     ("--no_cuda False", "--use_cpu False"),
-    ("--no_cuda=False", "--use_cpu False"),
-    ("--no_cuda f", "--use_cpu False"),
+    ("--no_cuda=False", "--use_cpu=False"),
+    ("--no_cuda f", "--use_cpu f"),
     ("--warmup_ratio 0.1", "--warmup_steps 0.1"),
-    ("--warmup_ratio=0.1 --fp16", "--warmup_steps 0.1 --fp16"),
+    ("--warmup_ratio=0.1 --fp16", "--warmup_steps=0.1 --fp16"),
+    ("--num_beams 4", "--generation_num_beams 4"),
+    ("--use_Adafactor_optm True --do_train", "--optim adafactor --do_train"),
+    ("--use_Adafactor_optm", "--optim adafactor"),
+    ("--use_Adafactor_optm False --do_train", "--do_train"),
+    ("--adafactor True", "--optim adafactor"),
+    ("--denser_evaluation False --do_train", "--do_train"),
+    ("--freeze_module none --freeze_layer False --do_train", "--do_train"),
     ("--group_by_length --do_train", "--train_sampling_strategy group_by_length --do_train"),
     ("--group_by_length True", "--train_sampling_strategy group_by_length"),
     ("--group_by_length=False --do_train", "--do_train"),
@@ -110,16 +130,94 @@ def test_the_command_of_several_tasks():
 def test_old_flags(monkeypatch, capsys, old, new):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     assert translate_old_flags(old.split()) == new.split()
-    silent = ("--evaluation_strategy", "--template_idxs", "--task_name")
-    assert capsys.readouterr().err.count("is an old flag") == (not old.startswith(silent))
+    flags = [word.partition("=")[0] for word in old.split()]
+    assert capsys.readouterr().err.count("is an old flag") == len(OLD_FLAGS.keys() & set(flags))
     assert (os.environ.get("TENSORBOARD_LOGGING_DIR") == "logs/x") == old.startswith("--logging_dir")
     parsed(LEAST.replace("--task_name rte", "") + ("" if "--task_name" in old else "--task_name rte ") + old)
 
 
+@pytest.mark.parametrize(("old", "message"), [
+    ("--freeze_module encoder", "--freeze_module encoder: an old flag; today it is --train_only REGEX"),
+    ("--freeze_layer 0 1 2", "--freeze_layer 0: an old flag; today it is --train_only REGEX"),
+    ("--denser_evaluation", "--denser_evaluation: an old flag; today it is --eval_strategy steps --eval_steps N"),
+    ("--denser_evaluation=True", "--denser_evaluation True: an old flag; today"),
+])
+def test_old_flags_without_a_translation(old, message):
+    with pytest.raises(InputError) as error:
+        parsed(LEAST + old)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("flag", "today"), [  # of the first code of the method
+    ("--source_prefix x", "source_prefix"), ("--num_beams 2", "generation_num_beams"),
+    ("--use_Adafactor_optm True", "optim"), ("--freeze_module encoder", None), ("--freeze_layer 3", None),
+    ("--denser_evaluation True", None)])
+def test_flags_of_the_first_code(flag, today):
+    """Each does what it says, or is refused in words that name what does it today."""
+    if today:
+        assert fields(flag)[today] != fields()[today]
+    else:
+        with pytest.raises(InputError, match=f"{flag.split()[0]} .*: an old flag; today it is --"):
+            fields(flag)
+
+
+def test_todays_names_of_old_flags_are_flags():
+    """What a warning or an error names can be given."""
+    known = {f"--{field.name}" for cls in (InstructionArguments, ModelArguments, TrainingArguments)
+             for field in dataclasses.fields(cls)}
+    named = {word.strip(",") for _, today in OLD_FLAGS.values() for word in today.split() if word.startswith("--")}
+    assert named <= known and not OLD_FLAGS.keys() & known and len(named) > 5
+
+
 def test_old_flags_keep_their_meaning():
-    old = fields("--no_cuda", "--warmup_ratio 0.1", "--group_by_length True", "--template_idxs -1")
+    old = fields("--no_cuda", "--warmup_ratio 0.1", "--group_by_length True", "--template_idxs -1", "--num_beams 4",
+                 "--use_Adafactor_optm True")
     assert old["use_cpu"] is True and old["warmup_steps"] == 0.1 and old["template_idx"] == ["-1"]
     assert old["train_sampling_strategy"] == "group_by_length"
+    assert old["generation_num_beams"] == 4 and old["optim"] == "adafactor"
+
+
+def test_a_file_of_flags(tmp_path):
+    path = tmp_path / "flags.json"
+    flags = {"model_name_or_path": "m", "task_name": "rte", "template_idx": [0, -1], "do_train": True, "fp16": False,
+             "predict_with_generate": True, "learning_rate": 5e-5, "evaluation_strategy": "steps", "eval_steps": 500,
+             "downsample": None, "save_name": None, "lr_scheduler_kwargs": {"num_cycles": 2}, "run_name": "-x-",
+             "lora_target_modules": ["q", "v"], "num_beams": 3}
+    path.write_text(json.dumps(flags))
+    data, model, result, training = parse(InstructionArguments, "", [str(path)])
+    assert data.indices() == [0, -1] and data.downsample is None and model.lora_target_modules == ["q", "v"]
+    assert training.do_train and not training.do_predict and training.fp16 is False and training.learning_rate == 5e-5
+    assert training.eval_strategy == "steps" and training.eval_steps == 500 and training.generation_num_beams == 3
+    assert training.lr_scheduler_kwargs == {"num_cycles": 2} and training.run_name == "-x-"
+    assert result.save_name is None
+    *_, training = parse(InstructionArguments, "", [str(path), "--learning_rate", "1"])
+    assert training.learning_rate == 1 and training.eval_steps == 500
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ('{"max_steps": 5', "flags.json: no JSON file of flags: Expecting"), ("[1]", "flags.json: no mapping of flags"),
+    (None, "flags.json: cannot be read: No such file"), ('{"max_stps": 5}', "did you mean '--max_steps'"),
+    ('{"max_steps": "many"}', "invalid int value: 'many'")])
+def test_a_file_of_flags_that_is_refused(tmp_path, capsys, content, message):
+    path = tmp_path / "flags.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        run_as_script(lambda: parse(InstructionArguments, "", [
+            str(path), "--model_name_or_path", "m", "--task_name", "rte", "--do_train"]))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "allowed", "hint"), [
+    ("--max_step", ["--max_steps", "--eval_steps"], "did you mean '--max_steps'?"),
+    ("--early_stopping_patience", ["--learning_rate", "--max_steps"], ""), ("--lr", ["--runs", "--seed"], ""),
+    ("--tokenizer_name", ["--task_name"], ""), ("--nonsense", ["--seed"], ""),
+    ("rt", ["rte", "cb"], "did you mean 'rte'?"), ("--rank", ["--lora_rank", "--runs"], "did you mean '--lora_rank'?"),
+    ("--lr", ["--lr_scheduler_type", "--lr_scheduler_kwargs"], "")])
+def test_hints_are_near(name, allowed, hint):
+    assert did_you_mean(name, allowed, shown=0) == hint
+    assert did_you_mean(name, allowed) == f"{hint} (allowed: {', '.join(sorted(allowed))})".strip()
 
 
 def test_booleans_mean_what_they_say(capsys):
@@ -171,6 +269,9 @@ def test_what_must_be_given(capsys):
     ("--lora_dropout 1", "--lora_dropout 1.0"),
     ("--num_virtual_tokens 0", "--num_virtual_tokens 0"),
     ("--train_lora --train_prefix", "--train_lora and --train_prefix exclude each other"),
+    ("--train_lora --train_only q", "--train_lora and --train_only exclude each other"),
+    ("--train_prompt_tuning --train_only q", "--train_prompt_tuning and --train_only exclude each other"),
+    ("--train_only (q", "--train_only '(q' is no regular expression: missing )"),
     ("--runs 0", "--runs 0"),
     ("--max_steps 0", "--max_steps 0"),
     ("--learning_rate -1", "--learning_rate -1.0"),
@@ -217,3 +318,54 @@ def test_every_flag_of_ours_is_explained_and_read():
                 read |= {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}  # read through this method
     waiting = {"task_names"} - {"task_names" for path in ROOT.glob("train_multitask.py")}
     assert ours.keys() - read - waiting == set()
+
+
+def shown(text: str) -> dict[str, str]:
+    """Of a page of help each flag with what is said of it."""
+    entries = re.split(r"\n  (?=-)", text)[1:]
+    return {re.search(r"--\w+", entry)[0]: " ".join(entry.split("\n\n")[0].split()) for entry in entries}
+
+
+def help_of(run) -> dict[str, str]:
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as stop:
+        run()
+    assert stop.value.code == 0
+    return shown(out.getvalue())
+
+
+def test_help_is_of_our_flags(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
+    trainers = {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}
+    for data_class, more in ((InstructionArguments, ()), (MultitaskArguments, ()),
+                             (MultitaskArguments, (EstimateArguments,))):
+        classes = (data_class, ModelArguments, ResultArguments, TrainingArguments, *more)
+        with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit):
+            parse(data_class, "What it does.", ["--help"], more)
+        assert len(out.getvalue().splitlines()) < 120
+        short, long = shown(out.getvalue()), help_of(partial(parse, data_class, "", ["--help_all"], more))
+        own = {f"--{field.name}": field for cls in classes for field in dataclasses.fields(cls)
+               if field.name not in trainers or (cls is TrainingArguments and field.name in cls.__annotations__)}
+        assert short.keys() == own.keys() | {"--help", "--help_all"}
+        assert short.keys() <= long.keys() and "--learning_rate" in long and len(long) > 120
+        for flag, field in own.items():
+            required = field.default is field.default_factory is dataclasses.MISSING
+            assert ("(default: " in short[flag]) != required, short[flag]
+    assert "[True|False]" in short["--train_lora"] and "--lora_rank N " in short["--lora_rank"]
+
+
+@pytest.mark.parametrize("parser", [
+    sweep_parser("", "s.py"), cluster.make_parser(), plan.make_parser(), compare.make_parser(),
+    *results.make_parser()._subparsers._group_actions[0].choices.values()], ids=lambda parser: parser.prog)
+def test_help_shows_every_default(parser):
+    text = shown(parser.format_help())
+    flags = [action for action in parser._actions if action.option_strings]
+    assert len(flags) == len(text)
+    for action in flags:
+        if action.nargs != 0 and action.default not in (None, [], argparse.SUPPRESS):
+            default = " ".join(action.default) if isinstance(action.default, list) else action.default
+            assert f"(default: {default}" in text[action.option_strings[-1]], action.dest
+
+
+def test_help_of_the_tasks():
+    text = help_of(lambda: tasks.main(["show", "--help"]))
+    assert "(default: data/tasks)" in text["--task_dir"] and "(default: 1)" in text["--rows"]

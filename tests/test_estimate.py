@@ -155,6 +155,21 @@ def test_several_seeds(scratch):
     assert {row["run_id"] for row in scratch.rows("x_estimated")} == {"estimate-s42"}
 
 
+def test_a_part_is_estimated(scratch, capsys):
+    """The estimate trains what --train_only names, and takes the gradients of that alone."""
+    found = {}
+    for name, extra in (("x", ()), ("part", ("--train_only", "layer_norm", "--save_name", "part"))):
+        assert estimate(*FLAGS, "--strength", 20, *extra) == 0
+        found[name] = {row["trained_on"] + row["item"]: float(row["value"]) for row in scratch.rows(
+            f"{name}_estimated") if row["status"] == "estimated" and row["metric"] == "loss"}
+        training = json.loads(next(path for path in (scratch.folder / f"results/{name}_estimated/runs").glob("*.json")
+                                   if not path.name.startswith("estimate-")).read_text())["training"]
+    assert training["trainable_parameters"] == 224
+    assert found["x"].keys() == found["part"].keys()
+    assert all(found["x"][key] != found["part"][key] for key in found["x"])
+    assert "--train_only layer_norm" in capsys.readouterr().out
+
+
 def test_templates_of_one_task_and_free_text(scratch):
     flags = [*FLAGS[FLAGS.index("--model_name_or_path"):], *START, "--strength", "10"]
     assert estimate("--task_name", "demo_a1", "--template_idx", 0, 1, -1, *flags, "--max_task_num", 3) == 0
@@ -181,6 +196,11 @@ def test_templates_of_one_task_and_free_text(scratch):
     ("--train_prompt_tuning True", "estimates are of full training or of --train_lora"),
     ("--min_task_num 5", "there are only 4 items"),
     ("--subsets_file nofile", "nofile: cannot be read"),
+    ("--calibrate 5", "--strength and --calibrate exclude each other: --calibrate would have no effect"),
+    ("--config_hash 1a", "--strength and --config_hash exclude each other"),
+    ("--content_hash 1a", "--strength and --content_hash exclude each other"),
+    ("--subsets_file x --num_samples 3", "--subsets_file and --num_samples exclude each other"),
+    ("--subsets_file x --min_task_num 2", "--subsets_file and --min_task_num exclude each other"),
     ("--task_names demo_a1 demo_q", "did you mean"),
     ("--projectdim 3", "unknown argument '--projectdim'"),
     ("--start_from x", "unknown argument '--start_from'"),

@@ -55,6 +55,20 @@ def lora():
     return model
 
 
+def attention_alone():
+    model = t5()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("SelfAttention.q" in name)
+    return model
+
+
+def embedding_alone():
+    model = t5()
+    model.requires_grad_(False)
+    model.shared.weight.requires_grad_(True)
+    return model
+
+
 # The choices of the first two rows are of one token, so that one pass tells them all; those of the others are not.
 ROWS = [{"input_ids": [5, 9, 12, 7, 1], "labels": [8, 1], "choices": [[8], [3], [20]], "gold": 0},
         {"input_ids": [11, 4, 1], "labels": [20, 6, 1], "choices": [[4, 5], [20, 6], [20, 7]], "gold": 1},
@@ -101,8 +115,8 @@ def lora_llama():
 
 
 @pytest.mark.parametrize("margin", [FIRST_TOKEN, TARGET, CHOICES])
-@pytest.mark.parametrize("make", [t5, untied, lora, bart, *map(decoder_only, DECODER_ONLY), lora_llama],
-                         ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [t5, untied, lora, bart, attention_alone, embedding_alone,
+                                  *map(decoder_only, DECODER_ONLY), lora_llama], ids=lambda make: make.__name__)
 def test_equal_to_autograd_one_by_one(make, margin):
     model = make().eval()
     found, values = of(model)(ROWS, margin)

@@ -22,7 +22,7 @@ from src.training.flags import (
 WITH_EFFECT = frozenset(shlex.split("""
     max_source_length max_target_length downsample mixing mixing_temperature model_name_or_path
     train_lora lora_rank lora_alpha lora_dropout lora_target_modules train_prefix train_prompt_tuning
-    num_virtual_tokens per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type
+    num_virtual_tokens train_only per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type
     lr_scheduler_kwargs warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon
     optim_target_modules gradient_accumulation_steps average_tokens_across_devices max_grad_norm
     label_smoothing_factor bf16 fp16 bf16_full_eval fp16_full_eval tf32 activation_checkpointing
@@ -67,7 +67,8 @@ def test_what_changes_nothing(scratch, capsys, extra):
 
 @pytest.mark.parametrize("extra, setting", [
     ("--learning_rate 1e-3", "learning_rate"), ("--dataloader_drop_last True", "dataloader_drop_last"),
-    ("--train_lora True --lora_rank 8", "lora_rank"), ("--generation_num_beams 2", "generation_num_beams"),
+    ("--train_lora True --lora_rank 8", "lora_rank"), ("--train_only decoder.block.0", "train_only"),
+    ("--generation_num_beams 2", "generation_num_beams"),
     ("--load_best_model_at_end --eval_strategy steps --eval_steps 5 --save_steps 5", "eval_steps"),
     ("--max_source_length 20", "max_source_length")])
 def test_what_changes_the_settings(scratch, capsys, extra, setting):
@@ -152,6 +153,7 @@ def test_choices_that_the_tokenizer_writes_alike_are_found(scratch, capsys):
     ("--train_lora True --lora_alpha nan", "--lora_alpha nan"), ("--report_to mlflw", "did you mean 'mlflow'"),
     ("--eval_do_concat_batches False", "leave it True"), ("--resume_from_checkpoint saved", "no checkpoint there"),
     ("--max_target_length 0", "--max_target_length 0 must be at least 1"),
+    ("--train_only block.7", "--train_only 'block.7': it is found in no name"),
     ("--metric_for_best_model eval_f7", "no such metric"), ("--deepspeed none.json", "deepspeed")])
 def test_bad_values_are_found_before_anything_is_written(scratch, capsys, flags, message):
     assert scratch.run("train_multitask.py", *FLAGS, *flags.split()) == 2

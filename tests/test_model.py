@@ -131,3 +131,45 @@ def test_training_goes_on_from_checkpoints(scratch):
     second = ["--model_name_or_path", "saved/three-s42/checkpoint-2"]
     assert scratch.run("train_multitask.py", *short, *second, "--run_name", "four") == 0
     assert scratch.run("train_multitask.py", *short, *first, "--train_lora", "True") == 2
+
+
+def test_a_part_is_trained(adapter, caplog):
+    caplog.set_level("INFO", "src")
+    model = load(TINY, train_only=r"decoder.*SelfAttention\.[qk]")
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert names == {f"decoder.block.0.layer.0.SelfAttention.{which}.weight" for which in "qk"}
+    assert "2048 of 31040 parameters are trained" in caplog.text
+    merged = load(adapter, train_only="layer_norm")
+    assert {p.requires_grad for n, p in merged.named_parameters() if "layer_norm" in n} == {True}
+    assert not any(p.requires_grad for n, p in merged.named_parameters() if "layer_norm" not in n)
+
+
+def test_no_parameter_to_be_trained(scratch, capsys):
+    flags = [*DEMO, "--task_names", "demo_a1", "--max_steps", 2, "--eval_steps", 2, "--save_steps", 2]
+    assert scratch.run("train_multitask.py", *flags, "--train_only", "decoder.blok.0") == 2
+    error = capsys.readouterr().err
+    assert "--train_only 'decoder.blok.0': it is found in no name" in error and "(allowed: decoder.block.0" in error
+    assert not (scratch.folder / "results").exists() and error.count("\n") == 1
+
+
+def test_the_rest_stays_as_it_was_also_after_a_resume(scratch, capsys):
+    flags = [*DEMO, "--task_names", "demo_a1", "--downsample", 60, "--max_steps", 20, "--eval_steps", 10]
+    flags += ["--save_steps", 10, "--save_total_limit", 3, "--train_only", "decoder", "--run_name", "r"]
+    flags += ["--save_name", "part"]
+    assert scratch.run("train_multitask.py", *flags) == 0
+    folder = scratch.folder / "saved/r-s42"
+    record = json.loads((scratch.folder / "results/part/runs/r-s42.json").read_text())
+    before, now = load(TINY).state_dict(), load(folder / "checkpoint-20").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], now[name])}
+    assert changed == {name for name in before if name.startswith("decoder.") and "embed_tokens" not in name}
+    assert record["training"]["trainable_parameters"] == sum(before[name].numel() for name in changed)
+    shutil.rmtree(folder / "checkpoint-20")
+    rows = scratch.rows("part")
+    for path in (scratch.folder / "results/part/runs").iterdir():
+        path.unlink()
+    capsys.readouterr()
+    assert scratch.run("train_multitask.py", *flags) == 0
+    assert "going on from" in capsys.readouterr().out
+    assert [(r["metric"], r["value"]) for r in scratch.rows("part")] == [(r["metric"], r["value"]) for r in rows]
+    again = load(folder / "checkpoint-20").state_dict()
+    assert all(torch.equal(now[name], again[name]) for name in now)

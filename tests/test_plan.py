@@ -531,6 +531,9 @@ def test_bad_input(place, capsys):
     assert "--metric q=loss: 'q' is not in" in error_of(capsys, "--metric", "q=loss")
     assert "--unit gain" in error_of(capsys, "--unit", "gain")
     assert "--target e" in error_of(capsys, "--target", "e")
+    for flag in (["--budget", "2"], ["--overlap"], ["--explore", "2"], ["--confirm_seed=43"]):
+        words = f"--target and {flag[0].partition('=')[0]} exclude each other"
+        assert words in error_of(capsys, "--target", "a", *flag)
     assert "--explore -1" in error_of(capsys, "--explore", "-1")
     assert "no scores of other seeds" in error_of(capsys, "--confirm_seed", "0")
     for text, words in (("e 2\n", "unknown item 'e'"), ("a -1\n", "must be a number from 0 on"), ("a\n", "found 'a'"),

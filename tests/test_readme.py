@@ -16,7 +16,7 @@ from src.plan.__main__ import parse as parse_plan
 from src.report.__main__ import make_parser as report_parser
 from src.results import COLUMNS
 from src.results import make_parser as results_parser
-from src.sweep.flags import OLD_SPELLINGS, sweep_parser
+from src.sweep.flags import SHORT, sweep_parser
 from src.tasks.catalogue import expand_names, load_task
 from src.training.flags import InstructionArguments, MultitaskArguments, parse
 
@@ -93,7 +93,8 @@ def test_command(command, scratch):
 
 
 def test_flags_exist():
-    from src.training.flags import ModelArguments, ResultArguments, TrainingArguments, translate_old_flags
+    from src.old_flags import translate_old_flags
+    from src.training.flags import ModelArguments, ResultArguments, TrainingArguments
 
     known = {f"--{name}" for group in (InstructionArguments, MultitaskArguments, ModelArguments, ResultArguments,
                                        TrainingArguments, EstimateArguments) for name in group.__dataclass_fields__}
@@ -101,10 +102,10 @@ def test_flags_exist():
               *plan_parser()._option_string_actions}
     for parser in results_parser()._subparsers._group_actions[0].choices.values():
         known |= set(parser._option_string_actions)
-    known |= {f"--{name}" for name in OLD_SPELLINGS}
+    known |= {f"--{name}" for name in SHORT}
     known |= {"--target_task_group", "--dataset", "--num_tasks"}
-    elsewhere = {"--help", "--rows", "--nproc_per_node", "--seeds", "--control", "--tasks", "--steps", "--rounds",
-                 "--padded"}  # of src.tasks, torchrun and the benches
+    elsewhere = {"--help", "--help_all", "--rows", "--nproc_per_node", "--seeds", "--control", "--tasks", "--steps",
+                 "--rounds", "--padded"}  # of src.tasks, torchrun and the benches
     for flag in set(re.findall(r"--[a-z_]+\d*", DOCUMENTS)) - elsewhere:
         assert flag in known or translate_old_flags([flag, "0"]) != [flag, "0"], flag
 

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import pandas
@@ -13,6 +14,7 @@ import pytest
 from conftest import DEMO, ROOT
 
 from src.training.checkpoints import what_is_broken
+from src.training.record import title
 
 # The commands that users already run, word for word; only steps are cut short, by flags put after them.
 MULTI_INSTRUCTION = """
@@ -220,6 +222,67 @@ def test_a_checkpoint_that_is_not_whole_is_set_aside(scratch, capsys):
     out = capsys.readouterr()
     assert "is not whole (optimizer.pt" in out.err and "going on from" in out.out and "checkpoint-10" in out.out
     assert values(scratch.rows("x")) == before and last.with_name("checkpoint-20.broken1").is_dir()
+
+
+REPORTERS = {
+    "wandb/__init__.py": """
+        from pathlib import Path
+        run, config = None, {}
+        class Run:
+            summary, _label = {}, lambda self, **_: None
+        def note(*words):
+            with Path("reported.txt").open("a") as file:
+                print(*words, sep="|", file=file)
+        def init(project, name):
+            global run
+            run = Run()
+            note("begun", name)
+        def log(values, **_):
+            note("log", *sorted(values))
+        def finish():
+            global run
+            run = None
+            note("finished")""",
+    "wandb/sdk/lib/config_util.py": """
+        class ConfigError(Exception):
+            pass""",
+    "tensorboardX/__init__.py": """
+        from pathlib import Path
+        class SummaryWriter:
+            def __init__(self, log_dir):
+                Path(log_dir).mkdir(parents=True, exist_ok=True)
+            add_text = add_scalar = flush = close = lambda *_: None"""}
+
+
+def test_reporters_name_runs_by_their_items(scratch, monkeypatch):
+    for name, source in REPORTERS.items():
+        path = scratch.folder / "stubs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(source))
+    monkeypatch.syspath_prepend(scratch.folder / "stubs")
+    flags = [*DEMO, *SHORT, "--task_names", "demo_b1", "demo_a1", "--downsample", 8, "--runs", 2, "--run_name", "mine"]
+    try:
+        assert scratch.run("train_multitask.py", *flags, "--save_name", "x", "--report_to", "all") == 0
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "logs")
+        assert scratch.run("train_multitask.py", *flags, "--save_name", "y", "--report_to", "tensorboard") == 0
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("wandb", "tensorboardX")]:
+            del sys.modules[name]
+    lines = (scratch.folder / "reported.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("log")] == [
+        "begun|demo_a1 demo_b1 mine-s42", "finished", "begun|demo_a1 demo_b1 mine-s43", "finished"]
+    assert any("eval/demo_a1_exact_match" in line for line in lines)
+    for folder in ("results/x/tensorboard", "logs"):
+        assert {path.name for path in (scratch.folder / folder).iterdir()} == {
+            "demo_a1 demo_b1 mine-s42", "demo_a1 demo_b1 mine-s43"}
+
+
+def test_titles_have_room_for_whole_names():
+    assert title(["rte_0", "rte_1"], "k-s42") == "rte_0 rte_1 k-s42"
+    items = [f"task_number_{i}" for i in range(30)]
+    assert title(items, "k-s42") == "task_number_0 task_number_1 task_number_2 task_number_3 +26 k-s42"
+    assert title(["x" * 70], "k-s42") == "x" * 70 + " k-s42"
+    assert title(["x" * 70, "y"], "k-s42") == "x" * 70 + " +1 k-s42"
 
 
 def test_saved_predictions(scratch):

@@ -12,12 +12,14 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from src.cli import InputError
 from src.results import COLUMNS, Results
-from src.sweep import children
+from src.sweep import children, workers
+from src.sweep.flags import parse, sweep_parser
 from src.sweep.ledger import Ledger
 from tests.bench_report import made_up_run
 
@@ -325,10 +327,59 @@ def test_work_of_a_killed_sweep_is_taken_over_by_the_other():
     (("--preload_combos", "--combos_section", 6, 8), "there are 6 combinations"),
     (("--combos_section", 0, 8, "--num_samples", 3), "needs --preload_combos"),
     (("--num_samples", 3, "--launcher", "ray", "--device", "cpu", "--ledger", "hope"), "invalid choice: 'hope'"),
+    (("--num_samples", 3, "--rank_by", "value"), "draws without --from_estimate and --rank_by exclude"),
+    (("--subsets_file", "x", "--target_tasks", "a"), "--subsets_file and --target_tasks exclude each other"),
+    (("--subsets_file", "x", "--min_task_num", 2), "--subsets_file and --min_task_num exclude each other"),
+    (("--subsets_file", "x", "--max_task_num=2"), "--subsets_file and --max_task_num exclude each other"),
+    (("--subsets_file", "x", "--draw", "balanced"), "--subsets_file and --draw exclude each other"),
+    (("--subsets_file", "x", "--num_samples", 3), "--subsets_file and --num_samples exclude each other"),
+    (("--draw", "plan", "--max_task_num", 3), "--draw plan and --max_task_num exclude each other"),
+    (("--preload_combos", "--draw", "balanced"), "--preload_combos and --draw exclude each other"),
+    (("--num_samples", 3, "--workers", 2), "--launcher local and --workers exclude each other: --workers would"),
+    (("--num_samples", 3, "--partition", "gpu"), "--launcher local and --partition exclude each other"),
+    (("--num_samples", 3, "--gres", "gpu:1"), "--launcher local and --gres exclude each other"),
+    (("--num_samples", 3, "--time", "1:00"), "--launcher local and --time exclude each other"),
+    (("--num_samples", 3, "--requeue", "False"), "--launcher local and --requeue exclude each other"),
+    (("--num_samples", 3, "--launcher", "ray", "--gres", "gpu:1"), "--launcher ray and --gres exclude each other"),
+    (("--num_samples", 3, "--launcher", "ray", "--device", "1"), "--device 1: with --launcher ray a worker takes all"),
 ])
 def test_bad_input(flags, words):
     assert words in sweep(4, *flags, code=2)
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_workers_get_the_command_without_the_flags_of_its_launch(monkeypatch):
+    started = []
+    monkeypatch.setattr(workers, "run_ray", lambda command, number, on_gpu: started.append((command, number, on_gpu)))
+    words = ["--task_set_name", "x", "--num_samples", "3", "--launcher=ray", "--workers", "4", "--lr", "1e-4",
+             "--retry_failed", "--", "--max_steps", "7"]
+    for device in ([], ["--device", "cpu"]):
+        workers.launch(parse(sweep_parser("", "s.py"), [*device, *words]), SimpleNamespace(mode="heartbeat"))
+    for (command, number, on_gpu), device in zip(started, ("all", "cpu"), strict=True):
+        assert command[2:] == ["--task_set_name", "x", "--num_samples", "3", "--lr", "1e-4", "--ledger", "heartbeat",
+                               "--device", device, "--", "--max_steps", "7"]
+        assert number == 4 and on_gpu == (device == "all")
+        parse(sweep_parser("", "s.py"), command[2:])
+
+
+def test_a_file_of_flags():
+    Path("sweep.json").write_text(json.dumps({
+        "task_set_name": "x", "num_samples": 3, "device": [0, 1], "dry_run": True, "save_name": None, "lr": 1e-4,
+        "task_names": ["a", "b"], "train_only": "-x"}))
+    args = parse(sweep_parser("", "s.py"), ["sweep.json", "--num_samples", "5"])
+    assert (args.num_samples, args.device, args.dry_run, args.save_name) == (5, ["0", "1"], True, "x")
+    assert args.child["learning_rate"] == ["0.0001"] and args.child["train_only"] == ["-x"]
+
+
+def test_old_flags_of_the_children(capsys):
+    words = ["--task_set_name", "x", "--num_samples", "5", "--evaluation_strategy", "epoch", "--", "--num_beams=2"]
+    args = parse(sweep_parser("", "s.py"), [*words, "--use_Adafactor_optm"])
+    assert (args.child["eval_strategy"], args.child["optim"]) == (["epoch"], ["adafactor"])
+    assert args.child["generation_num_beams"] == ["2"] and capsys.readouterr().err.count("is an old flag") == 3
+    with pytest.raises(InputError, match="--freeze_layer 3: an old flag; today it is --train_only"):
+        parse(sweep_parser("", "s.py"), [*words, "--freeze_layer", "3"])
+    with pytest.raises(InputError, match="--use_cpu is set by the sweep: --device cpu"):
+        parse(sweep_parser("", "s.py"), [*words, "--no_cuda"])
 
 
 def test_devices(monkeypatch, capsys):

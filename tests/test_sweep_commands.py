@@ -118,10 +118,12 @@ def test_commands_of_the_children(scratch):
     Path("clusters/found.txt").write_text("0 1 2 3\nrte_4 rte_5 rte_6\n")
     out = run(SAMPLED_INSTRUCTIONS, "--dry_run", "--current_cluster_dir", "found", "--num_samples", "999")
     assert "54 possible" in out  # C(7, 3) + C(6, 3) - C(3, 3)
-    out = run(SAMPLED_TASKS, "--dry_run", "--lr", "1e-4", "--batch_size", "4", "--gradient_accumulation_steps", "2")
+    out = run(SAMPLED_TASKS, "--dry_run", "--lr", "1e-4", "--batch_size", "4", "--gradient_accumulation_steps", "2",
+              "--train_only", "SelfAttention.[qv]")
     assert "(--num_samples 1000 is more: all of them are trained)" in out and "15 of 15 pairs" in out
     assert re.search(r"to come: 30 trainings, [\d,]+ steps, about [\d,]{6,} tokens; how long", out)
     assert "--learning_rate 1e-4 --per_device_train_batch_size 4 --gradient_accumulation_steps 2" in out
+    assert "--train_only 'SelfAttention.[qv]'" in out
 
 
 @pytest.mark.parametrize("script", ["train_sample_tasks.py", "train_sample_instructions_lora.py"])

@@ -444,6 +444,28 @@ def test_natural_instructions(tmp_path):
     assert task.template(-1).render({"input": "a", "output": ["b"]}).input == "a"
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_natural_instructions_with_examples(tmp_path, count):
+    """Behind the definitions, so that their indices stay, a template with as many examples as given, two at most."""
+    examples = [{"input": f"{{{{ sky }}}} {i} ", "output": f"blue {i}", "explanation": "no"} for i in range(count)]
+    task = load(tmp_path, json.dumps(natural_instructions(**{"Positive Examples": examples})), "toy.json")
+    assert [template.name for template in task.templates] == [
+        "definition_0", "definition_1", *["examples"] * (count > 0)]
+    if count:
+        row = {"input": "thing 0", "output": ["red"]}
+        shown = "".join(f"Given: {{{{ sky }}}} {i}\nAnswer: blue {i}\n\n" for i in range(min(count, 2)))
+        rendered = task.template(2).render(row)
+        assert rendered.target == "red" and rendered.input == (
+            "Say {{ if }} the {% word %} \"is\" red \\ blue \N{CAT FACE}.\n\nThis is how it is done:\n\n" + shown
+            + "Now it is your turn.\n\nGiven: thing 0\nAnswer:")
+        assert task.template(2).answer_choices == ("Any", "blue", "red")
+        long = shorten(task.template(2), row | {"input": "thing " * 400}, over(80)[0]).input
+        assert long.endswith("\nAnswer:") and shown in long and len(long.split()) <= 80
+    without = natural_instructions()
+    del without["Positive Examples"]
+    assert len(load(tmp_path, json.dumps(without), "other.json").templates) == 2
+
+
 def test_broken_natural_instructions(tmp_path):
     whole = json.dumps(natural_instructions(), indent=1)
     half = whole[: len(whole) // 2]
@@ -453,6 +475,8 @@ def test_broken_natural_instructions(tmp_path):
     assert f"toy.json, line {line}: not a whole JSON file" in str(error.value)
     for changes, message in (({"Definition": []}, "'Definition' is missing or empty"),
                              ({"Definition": [1]}, "Definition must be text"),
+                             ({"Positive Examples": [{"input": "a"}]}, r"Positive Examples\[0\] needs"),
+                             ({"Positive Examples": {"input": " ", "output": "b"}}, r"Positive Examples\[0\] needs"),
                              ({"Instances": {"a": 1}}, r"Instances\[0\] needs"),
                              ({"Instances": [{"input": "a", "output": []}]}, r"Instances\[0\] needs"),
                              ({"Instances": [{"input": "a", "output": [1]}]}, r"Instances\[0\] needs"),

@@ -26,9 +26,7 @@ SIGNIFICANT = 0.05
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = OneLineErrors(
-        prog="python -m src.cluster", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineErrors(prog="python -m src.cluster", description=__doc__)
     add = parser.add_argument
     add_results_flags(parser)
     add("--estimator", default="mean", choices=["mean", "ridge"], help="affinity as the mean over subsets, or by a "

@@ -14,10 +14,11 @@ as given, which should be the one that the sweep starts from: best one that was 
 import sys
 
 from src.cli import InputError, run_as_script
+from src.files import with_file
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = with_file(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["compare"]:
         from src.estimate import compare
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.cli import InputError, OneLineErrors, add_results_flags
+from src.cli import InputError, OneLineErrors, add_results_flags, print_table
 from src.cluster import affinity, evidence, plots, rounding, sdp
 from src.files import write_whole
 from src.metrics import LOWER_IS_BETTER
@@ -26,13 +26,13 @@ def relative_error(true: np.ndarray, guess: np.ndarray) -> float:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = OneLineErrors(
-        prog="python -m src.estimate compare", allow_abbrev=False,
+        prog="python -m src.estimate compare",
         description="Compare results/<save_name>_estimated/ with the true results/<save_name>/, on the subsets of both "
         "that the estimate was not calibrated on.")
     add_results_flags(parser, "save_name", "results_dir", "task_dir", "metric", "config_hash", "content_hash",
-                      metric={"default": "loss", "help": "metric to compare (default: loss)"})
+                      metric={"default": "loss", "help": "metric to compare"})
     parser.add_argument("--estimated", help="name of the estimates (default: <save_name>_estimated)")
-    parser.add_argument("--seed", type=int, default=0, help="of the rounding of clusters (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the rounding of clusters")
     return parser
 
 
@@ -181,44 +181,34 @@ def costs(folder: Path, compared: set[str], calibrated: set[str], records: list[
 
 
 def show(args: argparse.Namespace, result: dict, calibrated: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     def number(value: float | None, how: str) -> str:
         return "-" if value is None else format(value, how)
 
-    console = Console()
-    table = Table("", "estimate", "constant guess", "item means", "another true sweep",
-                  title=f"{args.metric}: {result['scores']} scores of subsets that were not calibrated on "
-                  f"({calibrated} were)")
-    table.add_row("relative error", number(result["relative_error"], ".1%"), number(result["constant"], ".1%"),
-                  number(result["item_means"], ".1%"), number(result["ceiling"], ".1%"))
-    table.add_row("Pearson within rows", number(result["pearson"], ".2f"), "0", "0", "")
-    table.add_row("Spearman within rows", number(result["spearman"], ".2f"), "0", "0", "")
-    console.print(table)
+    errors = [number(result[name], ".1%") for name in ("relative_error", "constant", "item_means", "ceiling")]
+    print_table(("", "estimate", "constant guess", "item means", "another true sweep"), [
+        ("relative error", *errors), ("Pearson within rows", number(result["pearson"], ".2f"), "0", "0", ""),
+        ("Spearman within rows", number(result["spearman"], ".2f"), "0", "0", "")],
+        title=f"{args.metric}: {result['scores']} scores of subsets that were not calibrated on ({calibrated} were)")
     for name in ("true", "estimated"):
         if result[name]:
             lines = " | ".join(" ".join(cluster) for cluster in result[name]["clusters"])
-            console.print(f"{name} clusters (p = {result[name]['p_value']:.3g}): {lines}", highlight=False,
-                          soft_wrap=True)
+            print(f"{name} clusters (p = {result[name]['p_value']:.3g}): {lines}")
     alike = result["adjusted_rand_index"]
     print("clusters not compared: pairs are missing, or there are fewer than three items" if alike is None
           else f"adjusted Rand index of the clusters: {alike:.2f}")
     spent = result["costs"]
-    table = Table("cost", "seconds", "CPU seconds", "FLOPs",
-                  title=f"{spent['subsets']} subsets, {spent['true_runs']} true runs")
     kinds = (("seconds", ".1f"), ("cpu_seconds", ".1f"), ("flops", ".3g"))
-    for part, label in (("true", "true runs"), ("training", "estimate: first training"), ("gradients", "gradients"),
-                        ("fits", "fits"), ("calibration", "true runs of the calibration")):
-        table.add_row(label, *(number(spent[kind][part], how) for kind, how in kinds))
-    table.add_row("estimate / true, without calibration", *(number(spent[kind]["share"], ".1%") for kind, _ in kinds))
-    table.add_row(f"for {MANY:,} subsets, with calibration",
-                  *(number(spent[kind]["share_of_many"], ".1%") for kind, _ in kinds))
-    console.print(table)
+    parts = [("true runs", "true"), ("estimate: first training", "training"), ("gradients", "gradients"),
+             ("fits", "fits"), ("true runs of the calibration", "calibration")]
+    shares = [("estimate / true, without calibration", "share"),
+              (f"for {MANY:,} subsets, with calibration", "share_of_many")]
+    print_table(("cost", "seconds", "CPU seconds", "FLOPs"), [
+        *((label, *(number(spent[kind][part], how) for kind, how in kinds)) for label, part in parts),
+        *((label, *(number(spent[kind][part], ".1%") for kind, _ in kinds)) for label, part in shares)],
+        title=f"{spent['subsets']} subsets, {spent['true_runs']} true runs")
     for key, what in (("constant", "the constant guess"), ("item_means", "each item's mean over the calibration")):
         if result[key] is not None and result["relative_error"] >= result[key]:
-            console.print(f"[bold red]no better than {what}[/]: these estimates do not tell how large a score is"
-                          + ("" if (result["pearson"] or 0) < 0.3 else "; they still order the partners of an item"),
-                          soft_wrap=True)
+            print(f"no better than {what}: these estimates do not tell how large a score is"
+                  + ("" if (result["pearson"] or 0) < 0.3 else "; they still order the partners of an item"))
     if result["ceiling"] is None:
         print("one seed a subset: how far two true sweeps lie apart is not known; train with --runs 2 or more")

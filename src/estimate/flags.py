@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from src.cli import InputError
 from src.training.flags import at_least, flag
 
 # Put before the user's: what the training scripts ask for, and the training on all items unless that is switched off.
@@ -15,19 +16,27 @@ class EstimateArguments:
     project_dim: int = flag(400, "Numbers that each gradient is projected to.")
     strength: int | None = flag(
         None, "Steps of descent of each small fit: how long a training it stands for (default: by --calibrate).")
-    calibrate: int = flag(
-        5, "Choose the strength, and how large each item's losses are, on that many subsets that the sweep of "
-        "--save_name has truly trained.")
-    min_task_num: int = flag(2, "Smallest subset to estimate.")
+    calibrate: int | None = flag(
+        None, "Choose the strength, and how large each item's losses are, on that many subsets that the sweep of "
+        "--save_name has truly trained (default: 5).")
+    min_task_num: int | None = flag(None, "Smallest subset to estimate (default: 2).")
     max_task_num: int | None = flag(None, "Largest subset to estimate (default: --min_task_num).")
     num_samples: int | None = flag(None, "Number of subsets to estimate, drawn by --seed (default: all).")
-    subsets_file: str | None = flag(None, "Estimate exactly the subsets of this file, a line each.")
+    subsets_file: str | None = flag(None, "Estimate exactly the subsets of this file, a line each (default: none).")
     config_hash: str | None = flag(
         None, "Calibrate on the sweep's runs of this config_hash (default: all; an error if they differ).")
     content_hash: list[str] = flag(
-        [], "Where an item's templates or rows were changed between trainings: calibrate on subsets of this content.")
+        [], "Where an item's templates or rows were changed between trainings: calibrate on subsets of this content "
+        "(default: all; an error if they differ).")
 
     def validate(self) -> None:
         for name in ("project_dim", "strength", "calibrate", "min_task_num", "num_samples"):
             if getattr(self, name) is not None:
                 at_least(name, getattr(self, name), 1)
+        for way, others in (("strength", ("calibrate", "config_hash", "content_hash")),
+                            ("subsets_file", ("num_samples", "min_task_num", "max_task_num"))):
+            for other in others:
+                if getattr(self, way) and getattr(self, other):
+                    raise InputError(f"--{way} and --{other} exclude each other: --{other} would have no effect")
+        self.calibrate = self.calibrate or 5
+        self.min_task_num = self.min_task_num or 2

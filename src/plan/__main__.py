@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script, say_page
+from src.cli import InputError, OneLineErrors, add_results_flags, check_effects, run_as_script, say_page
 from src.cost import ahead, finished
 from src.files import write_whole
 from src.gains import UNITS
@@ -27,8 +27,7 @@ LEFT = 3  # exit code: something is left to be trained
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = OneLineErrors(prog="python -m src.plan", description=__doc__, allow_abbrev=False,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineErrors(prog="python -m src.plan", description=__doc__)
     add = parser.add_argument
     add_results_flags(parser, "save_name", "results_dir", "task_dir", "config_hash", "content_hash")
     add("--task_set_name", help="name of the sweep's subsets below sampled_tasks/, for those that failed "
@@ -62,6 +61,9 @@ def make_parser() -> argparse.ArgumentParser:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     args = make_parser().parse_args(arguments)
     args.command = ["python", "-m", "src.plan", *(sys.argv[1:] if arguments is None else arguments)]
+    if args.target:
+        check_effects("--target", ("--budget", "--overlap", "--explore", "--confirm_seed"),
+                      sys.argv[1:] if arguments is None else arguments)
     if args.budget is not None and args.budget < 1:
         raise InputError(f"--budget {args.budget}: cannot serve all items; must be at least 1")
     if args.explore < 0:

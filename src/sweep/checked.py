@@ -77,5 +77,5 @@ def _reason(run: subprocess.CompletedProcess, known: Sequence[str]) -> str:
         return f"checking the training's flags ended with exit code {run.returncode}: {shlex.join(run.args)}\n{tail}"
     message = said[-1].removeprefix("error: ")
     _, unknown, rest = message.partition("unknown argument '")
-    hint = did_you_mean(rest.partition("'")[0], known, shown=0).partition("(")[0].strip() if unknown else ""
+    hint = did_you_mean(rest.partition("'")[0], known, shown=0) if unknown else ""
     return f"{message.removesuffix(' (see --help)')}{', of the sweep ' + hint if hint else ''}"

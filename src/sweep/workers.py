@@ -1,6 +1,6 @@
 """The same sweep on many machines: workers on SLURM or Ray.
 
-A worker is the very same command with `--launcher local`: what keeps workers apart is the ledger, so local sweeps,
+A worker is the very same command without `--launcher`: what keeps workers apart is the ledger, so local sweeps,
 SLURM and Ray workers may share one task set.
 """
 
@@ -10,11 +10,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from src.cli import PARENT, InputError, warn
 from src.sweep.ledger import Ledger
 
+# Flags of the command that starts the workers: none of theirs, or each is given its own.
+OF_WORKERS = ("--launcher", "--workers", "--partition", "--gres", "--time", "--requeue", "--ledger", "--device",
+              "--retry_failed")
 SLURM_SCRIPT = """\
 #!/bin/bash
 #SBATCH --array=1-{workers}
@@ -40,14 +44,24 @@ def launch(args: argparse.Namespace, ledger: Ledger) -> int:
     """Have the same command run by workers elsewhere; return the exit code."""
     split = args.command_line.index("--") if "--" in args.command_line else len(args.command_line)
     on_gpu = args.device != ["cpu"]
-    command = [sys.executable, sys.argv[0], *args.command_line[:split], "--launcher", "local", "--ledger", ledger.mode,
-               "--device", "all" if on_gpu else "cpu", "--retry_failed", "False", *args.command_line[split:]]
+    command = [sys.executable, sys.argv[0], *_without(OF_WORKERS, args.command_line[:split]), "--ledger", ledger.mode,
+               "--device", "all" if on_gpu else "cpu", *args.command_line[split:]]
     if args.launcher == "ray":
         return run_ray(command, args.workers, on_gpu)
     log = ledger.folder.absolute() / "logs" / "slurm-%A_%a.log"
     job = submit_slurm(command, args, log)
     print(f"SLURM job {job}: {args.workers} workers, logs {log}; --status shows how far they are")
     return 0
+
+
+def _without(flags: Collection[str], words: Sequence[str]) -> list[str]:
+    """The words of a command line without `flags` and their values."""
+    kept, left_out = [], False
+    for word in words:
+        left_out = word.partition("=")[0] in flags if word.startswith("--") else left_out
+        if not left_out:
+            kept.append(word)
+    return kept
 
 
 def submit_slurm(command: list[str], args: argparse.Namespace, log: Path) -> str:

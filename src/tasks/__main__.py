@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from src import DEFAULT_CACHE_DIR, DEFAULT_DATA_DIR, DEFAULT_TASK_DIR
-from src.cli import InputError, print_table, run_as_script
+from src.cli import InputError, OneLineErrors, print_table, run_as_script
 from src.tasks.catalogue import expand_names, load_task, task_names
 from src.tasks.rows import Selection, find_rows, render_rows, source_hint
 from src.tasks.task import GROUPS, SPLITS, Task
@@ -13,11 +13,11 @@ from src.tasks.template import LEFT_OUT, NO_INSTRUCTION, AlikeChoices, LeftOut, 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m src.tasks", description=__doc__, allow_abbrev=False)
+    parser = OneLineErrors(prog="python -m src.tasks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | show | check")
 
     def command(name: str, help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        sub = commands.add_parser(name, help=help, description=help)
         sub.add_argument("--task_dir", default=DEFAULT_TASK_DIR, help="folder of the task files (default: %(default)s)")
         return sub
 

@@ -1,10 +1,12 @@
 """Every flag of the training scripts, once: its unit, default and old spellings."""
 
+import argparse
 import dataclasses
 import math
 import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -13,15 +15,17 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
 from src import DEFAULT_CACHE_DIR, DEFAULT_DATA_DIR, DEFAULT_TASK_DIR
 from src.cli import InputError, OneLineErrors, did_you_mean, warn
+from src.files import with_file
+from src.old_flags import translate_old_flags
 from src.tasks.catalogue import expand_names, load_task
 from src.tasks.task import Item, instruction_items, task_items
 
 
-def flag(default, help: str):
-    """A dataclass field with help text; lists are copied for each instance."""
+def flag(default, help: str, **options):
+    """A dataclass field with help text and more options of argparse; lists are copied for each instance."""
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: list(default), metadata={"help": help, **options})
+    return field(default=default, metadata={"help": help, **options})
 
 
 @dataclass
@@ -47,6 +51,9 @@ class ModelArguments:
     train_prefix: bool = flag(False, "Train a prefix of key and value vectors in each layer only (prefix tuning).")
     train_prompt_tuning: bool = flag(False, "Train vectors put before the input only (prompt tuning).")
     num_virtual_tokens: int = flag(20, "Length of the trained prefix or prompt, in positions.")
+    train_only: str | None = flag(
+        None, "Train only the parameters in whose names this regular expression is found, for example decoder.block.5 "
+        "or SelfAttention.q (default: all).", metavar="REGEX")
 
     @property
     def trains_adapter(self) -> bool:
@@ -54,13 +61,18 @@ class ModelArguments:
         return self.train_lora or self.train_prefix or self.train_prompt_tuning
 
     def validate(self) -> None:
-        chosen = [name for name in ("train_lora", "train_prefix", "train_prompt_tuning") if getattr(self, name)]
+        chosen = [name for name in ("train_lora", "train_prefix", "train_prompt_tuning", "train_only")
+                  if getattr(self, name)]
         if len(chosen) > 1:
             raise InputError(f"--{chosen[0]} and --{chosen[1]} exclude each other; give at most one")
         at_least("lora_rank", self.lora_rank, 1)
         at_least("num_virtual_tokens", self.num_virtual_tokens, 1)
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"--lora_dropout {self.lora_dropout} must be at least 0 and below 1")
+        try:
+            re.compile(self.train_only or "")
+        except re.error as error:
+            raise InputError(f"--train_only '{self.train_only}' is no regular expression: {error}") from error
 
 
 @dataclass
@@ -70,9 +82,11 @@ class DataArguments:
     template_idx: list[str] = flag(
         ["0"], "Instructions to train and evaluate under: positions in the task file, -1 (none) for the bare input.")
     eval_task_names: list[str] = flag(
-        [], "Held-out tasks, scored once, by the model at the end; those trained on are left out of them.")
+        [], "Held-out tasks, scored once, by the model at the end; those trained on are left out "
+        "of them (default: none).")
     eval_template_idx: list[str] = flag(
-        [], "Held-out instructions of the tasks trained on, scored once, by the model at the end.")
+        [], "Held-out instructions of the tasks trained on, scored once, by the model at the end "
+        "(default: none).")
     task_dir: str = flag(DEFAULT_TASK_DIR, "Folder of the task files (YAML, or Natural Instructions JSON).")
     data_dir: str = flag(DEFAULT_DATA_DIR, "Folder of local rows: <task>/train.jsonl|csv|parquet and so on; used where "
                          "present, otherwise the rows come from the hub.")
@@ -171,18 +185,20 @@ class ResultArguments:
 
 @dataclass
 class TrainingArguments(Seq2SeqTrainingArguments):
-    """All flags of the Hugging Face trainer, with the few changes below."""
+    """Checkpoints and reports; and all flags of the Hugging Face Trainer."""
 
     output_dir: str = flag("saved/", "Folder of the checkpoints: <output_dir>/<run>/checkpoint-<step>/.")
     overwrite_output_dir: bool = flag(
         False, "Start each run afresh; without it a finished run is kept and a broken one goes on from its checkpoint.")
     disable_tqdm: bool = flag(False, "No progress bars.")
-    report_to: str = flag("none", "Where the trainer reports to: none, tensorboard, wandb, ...")
+    report_to: str = flag("none", "Where the trainer reports to: none, tensorboard, wandb, all, ...; runs are named "
+                          "there by their items.", metavar="NAME")
     save_total_limit: int | None = flag(1, "Checkpoints kept besides the best one.")
     score_choices: bool = flag(
         False, "Also score answer choices by their likelihood: choice_accuracy and choice_loss (nats).")
     early_stopping_patience: int | None = flag(
-        None, "End the training after that many evaluations in a row without a better --metric_for_best_model.")
+        None, "End the training after so many evaluations in a row without a better --metric_for_best_model (default: "
+        "never).")
     # The filter would hide that the loss has become NaN, which must end the run.
     logging_nan_inf_filter: bool = flag(False, "Leave NaN losses out of the logged mean.")
 
@@ -266,44 +282,30 @@ def at_least(name: str, value: float, least: float) -> None:
         raise InputError(f"--{name} {value} must be at least {least}")
 
 
-RENAMED = {"--evaluation_strategy": "--eval_strategy", "--template_idxs": "--template_idx"}
-
-
-def translate_old_flags(arguments: list[str]) -> list[str]:
-    """Replace flags that transformers 5 renamed or dropped by today's, with one warning where the meaning moved."""
-    translated, i = [], 0
-    while i < len(arguments):
-        name, equals, value = arguments[i].partition("=")
-        i += 1
-        if name not in (*RENAMED, "--no_cuda", "--warmup_ratio", "--group_by_length", "--logging_dir",
-                        "--use_auth_token"):
-            translated.append(arguments[i - 1])
-            continue
-        if name in RENAMED:
-            translated.append(RENAMED[name] + equals + value)
-            continue
-        if not equals and i < len(arguments) and not arguments[i].startswith("--"):
-            value, i = arguments[i], i + 1
-        on = value.lower() not in ("false", "f", "no", "n", "0")
-        if name == "--no_cuda":
-            new, now = ["--use_cpu", str(on)], "--use_cpu"
-        elif name == "--warmup_ratio":
-            new, now = ["--warmup_steps", value], "--warmup_steps, where a number below 1 is a share of all steps"
-        elif name == "--group_by_length":
-            new = ["--train_sampling_strategy", "group_by_length"] if on else []
-            now = "--train_sampling_strategy group_by_length"
-        elif name == "--logging_dir":
-            os.environ["TENSORBOARD_LOGGING_DIR"] = value
-            new, now = [], "the environment variable TENSORBOARD_LOGGING_DIR"
-        else:
-            new, now = [], "the token of `hf auth login`, used by itself"
-        warn(f"{name} is an old flag; today it is {now}")
-        translated += new
-    return translated
+USUAL = """The usual ones of the Hugging Face Trainer's flags, all of which --help_all shows:
+    --do_train --do_eval --do_predict --predict_with_generate --max_steps N --num_train_epochs X --learning_rate X
+    --per_device_train_batch_size N --lr_scheduler_type constant --eval_strategy steps --eval_steps N --save_steps N
+    --load_best_model_at_end --metric_for_best_model eval_exact_match --seed N --bf16 True"""
 
 
 class _Parser(OneLineErrors, HfArgumentParser):
     """HfArgumentParser with errors of one line."""
+
+
+def make_parser(classes: Sequence[type], description: str, everything: bool) -> _Parser:
+    """The parser of all flags of the dataclasses; --help shows those of the Trainer only where `everything` is asked.
+
+    classes: TrainingArguments comes last.
+    """
+    for cls in classes:
+        cls._argument_group_name = cls.__doc__.strip().partition("\n")[0].removesuffix(".")
+    parser = _Parser(classes, description=description, epilog=USUAL)
+    parser.add_argument("--help_all", action="help", help="show the Trainer's flags, too, and exit")
+    trainers = {field.name for field in dataclasses.fields(TrainingArguments)} - set(TrainingArguments.__annotations__)
+    for action in parser._actions:
+        if action.dest in trainers and not everything:
+            action.help = argparse.SUPPRESS
+    return parser
 
 
 def parse(data_class: type[DataArguments], description: str, arguments: list[str] | None = None,
@@ -312,9 +314,9 @@ def parse(data_class: type[DataArguments], description: str, arguments: list[str
 
     Args:
         data_class: InstructionArguments or MultitaskArguments.
-        more: further dataclasses of flags.
         description: the script's docstring, shown by --help.
-        arguments: the command line (default: this process's).
+        arguments: the command line (default: this process's), or a JSON file of flags.
+        more: further dataclasses of flags.
 
     Returns:
         (data_class, ModelArguments, ResultArguments, TrainingArguments, *more), each checked as far as flags alone
@@ -323,21 +325,16 @@ def parse(data_class: type[DataArguments], description: str, arguments: list[str
     Raises:
         InputError: a value that is not allowed. SystemExit(2): a flag that is missing, unknown or of the wrong type.
     """
-    import argparse
-
-    classes = [data_class, ModelArguments, ResultArguments, TrainingArguments, *more]
-    for cls in classes:
-        cls._argument_group_name = cls.__doc__.strip().partition("\n")[0]
-    parser = _Parser(classes, description=description, allow_abbrev=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments = translate_old_flags(sys.argv[1:] if arguments is None else arguments)
+    arguments = translate_old_flags(with_file(sys.argv[1:] if arguments is None else arguments))
+    parser = make_parser((*more, data_class, ModelArguments, ResultArguments, TrainingArguments), description,
+                         everything="--help_all" in arguments)
     *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True,
                                                           look_for_args_file=False)
     if unknown:
         known = [option for option in parser._option_string_actions if "-" not in option[2:]]
         hint = did_you_mean(unknown[0].partition("=")[0], known, shown=0) if unknown[0].startswith("--") else ""
-        parser.error(f"unknown argument '{unknown[0]}' {hint.partition('(')[0]}".rstrip())
+        parser.error(f"unknown argument '{unknown[0]}' {hint}".rstrip())
     for group in parsed:
         check_finite(group)
         group.validate()
-    return parsed
+    return parsed[len(more):] + parsed[:len(more)]

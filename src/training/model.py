@@ -5,6 +5,8 @@ a LoRA adapter, which names its base model. Code that comes with a model is neve
 """
 
 import contextlib
+import logging
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from src.training import families
 from src.training.families import Family
 from src.training.flags import ModelArguments
 
+log = logging.getLogger(__name__)
 # Query and value projections by their usual names, for types of models that PEFT has no default for.
 ATTENTION_NAMES = (("q", "v"), ("q_proj", "v_proj"), ("query", "value"))
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the output layer
@@ -61,10 +64,13 @@ def check_model(args: ModelArguments, family: Family, is_trained: bool, cache_di
         raise InputError(f"--model_dtype {args.model_dtype}: weights of {str(dtype).removeprefix('torch.')} are too "
                          "coarse to be trained; use float32 (--bf16 True still computes in bfloat16), or train an "
                          "adapter: --train_lora True")
-    if args.trains_adapter and saved is None:
+    if args.train_only or (args.trains_adapter and saved is None):
         base, _ = _base(args, saved, cache_dir)
         with torch.device("meta"), _named(name, base):
-            _adapter_config(args, family.auto.from_config(family.config), family)
+            model = family.auto.from_config(family.config)
+            _adapter_config(args, model, family)
+            if args.train_only:
+                _freeze_others(args, model)
 
 
 def load_model(args: ModelArguments, cache_dir: str, family: Family):
@@ -91,6 +97,10 @@ def load_model(args: ModelArguments, cache_dir: str, family: Family):
         model = model.merge_and_unload()
         for parameter in trained:  # PEFT has frozen them
             parameter.requires_grad_(True)
+    if args.train_only:
+        _freeze_others(args, model)
+        log.info("--train_only %s: %d of %d parameters are trained", args.train_only,
+                 model.num_parameters(only_trainable=True), model.num_parameters())
     adapter = _adapter_config(args, model, family)
     if adapter is None:
         return model
@@ -147,7 +157,7 @@ def _named(name: str, part: str) -> Iterator[None]:
             what = "neither a folder with a model nor one that the hub gives"
             parent = Path(part).parent
             folders = [str(path) for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-            hint = did_you_mean(part, folders, shown=0).partition("(")[0]
+            hint = did_you_mean(part, folders, shown=0)
         raise InputError(f"{where}: {what}: {reason} {hint}".rstrip()) from error
 
 
@@ -164,6 +174,18 @@ def _check_weights(name: str, stem: str, old_stem: str) -> None:
     for path in found:
         with safetensors.safe_open(path, "pt"):  # reads the header, and compares it with the size of the file
             pass
+
+
+def _freeze_others(args: ModelArguments, model) -> None:
+    """Leave only the parameters of --train_only to be trained; raise InputError where that fits none."""
+    found = False
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(re.search(args.train_only, name) is not None)
+        found |= parameter.requires_grad
+    if not found:
+        names = [name for name, _ in model.named_parameters()]
+        raise InputError(f"--train_only '{args.train_only}': it is found in no name of the model's parameters; "
+                         f"{did_you_mean(args.train_only, names, shown=4)}")
 
 
 # ---- adapters ------------------------------------------------------------------------------------------------------

@@ -8,15 +8,17 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import datasets
 import torch
 import transformers
+from transformers.integrations import TensorBoardCallback
 
 from src.training.flags import TrainingArguments
 
+TITLE = 60  # bytes that the items have in the name of a run that reporters show
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "tokenizers", "numpy")
 
 
@@ -57,6 +59,34 @@ def set_up_logging(args: TrainingArguments) -> None:
     if args.disable_tqdm:
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
+
+
+def title(items: Sequence[str], run_id: str) -> str:
+    """What reporters call a run: its items, as many as have room, the number of the others, and the run's name."""
+    text = " ".join(items)
+    if len(text.encode()) > TITLE:
+        kept = text.encode()[:TITLE].decode(errors="ignore").split(" ")[:-1] or [items[0]]
+        text = " ".join(kept) + (f" +{len(items) - len(kept)}" if len(items) > len(kept) else "")
+    return f"{text} {run_id}"
+
+
+def name_folder(callbacks: Iterable, args: TrainingArguments, folder: Path) -> None:
+    """Have TensorBoard, which knows no names, write to a folder named so, in TENSORBOARD_LOGGING_DIR or `folder`."""
+    for callback in callbacks:
+        if isinstance(callback, TensorBoardCallback):
+            callback.logging_dir = str(Path(callback.logging_dir or folder) / args.run_name)
+
+
+@contextlib.contextmanager
+def reports(args: TrainingArguments) -> Iterator[None]:
+    """End the run in W&B, too: else the next seed would be taken for a part of it."""
+    try:
+        yield
+    finally:
+        if "wandb" in args.report_to:
+            import wandb
+
+            wandb.finish()
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from src.training.check import check_and_describe
 from src.training.checkpoints import is_at_its_end, last_checkpoint
 from src.training.experiment import Data, Experiment, report_data
 from src.training.held_out import NOTHING, HeldOut, prepare
-from src.training.record import describe, log_file, peak_memory_mb, set_up_logging
+from src.training.record import describe, log_file, name_folder, peak_memory_mb, reports, set_up_logging, title
 from src.training.tokenised import mix
 from src.training.trainer import Trainer
 
@@ -74,6 +74,7 @@ class Run:
                                       f"{short_hash([experiment.config_hash, sorted(content.items())])}")
         check_name("--run_name", name)
         self.run_id = f"{name}-s{self.args.seed}"
+        self.args.run_name = title(sorted(experiment.names, key=natural_order), self.run_id)  # in W&B and the like
         self.args.output_dir = str(Path(self.args.output_dir) / self.run_id)
         self.predictions: list[dict] = []  # of the last evaluations, with --save_predictions
         self.wanted = {(ROLES[role], item.name, metric) for role in experiment.roles if role in ROLES
@@ -95,7 +96,7 @@ class Run:
         record = self.describe(data)
         self._write_record(record)
         start, cpu = time.time(), time.process_time()
-        with log_file(results.part(self.run_id, "log"), args):
+        with log_file(results.part(self.run_id, "log"), args), reports(args):
             log.info("%s: seed %d, trained on %s", self.run_id, args.seed, self.trained_on)
             try:
                 scores, record["training"] = self._train_and_evaluate(data)
@@ -133,6 +134,7 @@ class Run:
             train_rows = mix(entries, data_args.mixing, data_args.mixing_temperature, args.seed)
         trainer = Trainer(model, self.experiment.family, args, data_args, train_rows, data.get("validation"),
                           self.experiment.result.save_predictions)
+        name_folder(trainer.callback_handler.callbacks, args, self.results.folder / "tensorboard")
         training = {"trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
         if args.do_train:
             checkpoint = last_checkpoint(args) or args.resume_from_checkpoint
