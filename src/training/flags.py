@@ -81,12 +81,8 @@ class DataArguments:
 
     template_idx: list[str] = flag(
         ["0"], "Instructions to train and evaluate under: positions in the task file, -1 (none) for the bare input.")
-    eval_task_names: list[str] = flag(
-        [], "Held-out tasks, scored once, by the model at the end; those trained on are left out "
-        "of them (default: none).")
-    eval_template_idx: list[str] = flag(
-        [], "Held-out instructions of the tasks trained on, scored once, by the model at the end "
-        "(default: none).")
+    eval_task_names: list[str] = flag([], "Held-out tasks, scored once by the last or best model (default: none).")
+    eval_template_idx: list[str] = flag([], "Held-out instructions, scored likewise (default: none).")
     task_dir: str = flag(DEFAULT_TASK_DIR, "Folder of the task files (YAML, or Natural Instructions JSON).")
     data_dir: str = flag(DEFAULT_DATA_DIR, "Folder of local rows: <task>/train.jsonl|csv|parquet and so on; used where "
                          "present, otherwise the rows come from the hub.")
