@@ -1,10 +1,10 @@
-# make demo | test | test-fast | lint | bench | engines | real-model: each sets up .venv with the pinned packages first (minutes once, then nothing to do).
+# make demo | test | test-fast | lint | bench | bench-real | engines | real-model: each sets up .venv with the pinned packages first (minutes once, then nothing to do).
 PYTHON ?= python3.11
 BIN := .venv/bin
 
 DEMO_FLAGS := --max_steps 100 --eval_steps 50 --save_steps 50
 
-.PHONY: demo test test-fast lint bench page-check engines real-model
+.PHONY: demo test test-fast lint bench bench-real page-check engines real-model
 
 # `make test ENGINES=required`: the tests of SLURM and Ray fail where they cannot run, instead of being skipped.
 ENGINES ?= optional
@@ -41,6 +41,10 @@ engines: .venv/installed-engines
 
 real-model: .venv/installed-real
 	$(BIN)/python data/make_real_model.py
+
+# Hours: goes on where the table in data/benchmarks ends. DATA_DIR=folder of local rows (default: the hub).
+bench-real: real-model
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_real --jobs_per_device 2 --data_dir '$(DATA_DIR)'
 
 demo: .venv/installed
 	@echo "== 1. one task under three instructions: tiny-t5 on demo_a1"

@@ -341,7 +341,7 @@ def test_help_is_of_our_flags(monkeypatch):
         classes = (data_class, ModelArguments, ResultArguments, TrainingArguments, *more)
         with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit):
             parse(data_class, "What it does.", ["--help"], more)
-        assert len(out.getvalue().splitlines()) < 120
+        assert len(out.getvalue().splitlines()) <= 120  # two screens
         short, long = shown(out.getvalue()), help_of(partial(parse, data_class, "", ["--help_all"], more))
         own = {f"--{field.name}": field for cls in classes for field in dataclasses.fields(cls)
                if field.name not in trainers or (cls is TrainingArguments and field.name in cls.__annotations__)}
