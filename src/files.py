@@ -49,15 +49,22 @@ def read_text(path: Path, what: str = "") -> str:
     return decode(read_bytes(path, what), str(path))
 
 
-def write_whole(path: Path, text: str, sync_name: bool = False) -> None:
-    """Write `path` so that it is either old or new, never half, also after a crash.
+def stamp(status: os.stat_result) -> list[int]:
+    """What tells, without reading it, whether a file was changed or replaced: size, time in ns, number."""
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def write_whole(path: Path, text: str, sync_name: bool = False) -> list[int]:
+    """Write `path` so that it is either old or new, never half, also after a crash; return its stamp.
 
     With `sync_name`, its name survives a power failure, too.
     """
     with whole_temporary(path, text) as temporary:
+        written = stamp(temporary.stat())
         temporary.replace(path)
     if sync_name:
         sync_folder(path.parent)
+    return written
 
 
 @contextlib.contextmanager

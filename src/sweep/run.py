@@ -8,6 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
+from src.results import SWEEP_MERGES
 from src.subsets import Subset
 from src.sweep.agenda import Agenda, Items
 from src.sweep.checked import keep
@@ -28,7 +29,8 @@ def run_sweep(args: argparse.Namespace, items: Items) -> int:
     devices = resolve_devices(args.device) if args.launcher == "local" else []
     folder = SETS / args.task_set_name
     slots = [device for _ in range(args.jobs_per_device) for device in devices]
-    environments = {device: os.environ | device_environment(device, len(slots)) for device in devices}
+    environments = {device: os.environ | device_environment(device, len(slots)) | {SWEEP_MERGES: "1"}
+                    for device in devices}
     agenda = Agenda(args, items, environments[devices[0]] if devices else os.environ, folder)
     code = 0
     try:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.cli import describe_exit, signal_group, warn
+from src.results import Results
 from src.subsets import Subset
 from src.sweep.agenda import Agenda
 from src.sweep.children import Child, ShellStarter, WarmStarter
@@ -31,6 +32,8 @@ BAD_FLAGS = 2  # exit code of a child that refuses its command line
 NOTED = (signal.SIGINT, signal.SIGTERM)
 GRACE = 2.0  # seconds between TERM and KILL
 LOOK_AGAIN = 0.5  # seconds between looks at subsets that others are training
+MERGE_EVERY = 30.0  # seconds between merges of the results, and
+MERGE_SHARE = 0.01  # of the time at most
 LOG_TAIL = 12  # lines of a child's log that are shown
 
 
@@ -49,6 +52,23 @@ class Running:
     kill_at: float = float("inf")
 
 
+class Merging:
+    """Brings the CSV files up to date with what the children have left, but not again before it is worth its time."""
+
+    def __init__(self, results: Results):
+        self.results, self.due = results, time.monotonic() + MERGE_EVERY
+
+    def when_due(self) -> None:
+        if time.monotonic() >= self.due:
+            self.now()
+
+    def now(self) -> None:
+        began = time.monotonic()
+        self.results.merge()
+        took = time.monotonic() - began
+        self.due = began + took + max(MERGE_EVERY, took / MERGE_SHARE)
+
+
 class Scheduler:
     """Trains what is left of `subsets`.
 
@@ -65,11 +85,13 @@ class Scheduler:
         self.bar, self.tally = bar, bar.tally
         self.queue = deque(subsets)
         self.running: list[Running] = []
+        self.merging = Merging(agenda.results)
 
     def run(self) -> None:
         try:
             with _signals(self._interrupt) as wake_up:
                 self._loop(wake_up)
+                self.merging.now()
         finally:
             for job in self.running:  # only after an error in here
                 signal_group(job.child.pid)
@@ -102,6 +124,7 @@ class Scheduler:
             for job in [job for job in self.running if job.child in ready]:
                 self._finish(job)
             self._look_after()
+            self.merging.when_due()
             self.bar.update()
 
     def _start_next(self) -> bool:
@@ -182,8 +205,6 @@ class Scheduler:
     def _commit(self, members: Subset, claim: Claim, log: Path | None, how: str) -> None:
         key = self.agenda.key(members)
         try:
-            if log is None:  # of a child that may have died between its rows and the merged files
-                self.agenda.results.merge()
             record = self.agenda.words(members) | {"runs": self.agenda.run_ids(members),
                                                    "log": str(log) if log else None}
             first = self.ledger.commit(key, record)

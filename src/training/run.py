@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import io
 import json
 import logging
 import shutil
@@ -16,7 +17,7 @@ from src.cli import print_table
 from src.files import write_whole
 from src.identity import short_hash, trained_hash
 from src.names import MAX_NAME, check_name, natural_order, plain_name
-from src.results import Results
+from src.results import Results, summary
 from src.tasks.task import Item
 from src.training.check import check_and_describe
 from src.training.checkpoints import is_at_its_end, last_checkpoint
@@ -48,7 +49,7 @@ def run_experiment(experiment: Experiment) -> int:
     if experiment.data.pad_to_max_length and not args.torch_compile:
         log.info("--pad_to_max_length: padding each batch to its longest row instead (the loss is the same, the cost a "
                  "fraction); --torch_compile honours it")
-    completed = True
+    completed, runs = True, []
     for seed in experiment.seeds:
         of_seed = experiment.of_seed(seed)
         selections = of_seed.selections()
@@ -57,8 +58,11 @@ def run_experiment(experiment: Experiment) -> int:
             report_data(data)
         run = Run(of_seed, of_seed.content(selections))
         completed &= run.execute(data)
+        runs.append(run.run_id)
+        if args.process_index == 0:  # also where the run was completed: it may have ended before this
+            experiment.results.merge_unless_in_sweep()
     if args.process_index == 0:
-        _print_results(experiment.results, run)
+        _print_results(experiment.results, runs, run.trained_on)
     return 0 if completed else 1
 
 
@@ -110,7 +114,7 @@ class Run:
             if self.predictions:
                 write_whole(results.part(self.run_id, "predictions.jsonl"), "".join(
                     json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions))
-            results.write_run(self.run_id, [self.row(item, record) | {
+            results.write_part(self.run_id, [self.row(item, record) | {
                 "split": split, "metric": metric, "value": value, "n_examples": count}
                 for split, item, metric, value, count in values], record)
         return status == "completed"
@@ -187,20 +191,17 @@ class Run:
             self.results.write_record(self.run_id, record)
 
 
-def _print_results(results: Results, run: Run) -> None:
-    """Print the lines of the CSV files that are the run's, means over its seeds, and where the files are."""
+def _print_results(results: Results, runs: list[str], trained_on: str) -> None:
+    """Print the scores of the runs, means over seeds, and where the files are."""
+    rows = [row for run_id in runs for row in results.rows_of(run_id)]
     for split in ROLES.values():
-        path = results.summary_csv(split)
-        if not path.exists():
+        means = list(csv.DictReader(io.StringIO(summary(rows, split))))
+        if not means:
             continue
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file)
-                    if (row["config_hash"], row["Trained on"]) == (run.experiment.config_hash, run.trained_on)]
-        metrics = [name for name in (rows[0] if rows else {}) if name.startswith("eval_")
-                   and not name.endswith("_std") and any(row[name] for row in rows)]
+        metrics = [name for name in means[0] if name.startswith("eval_") and not name.endswith("_std")]
         cells = [[row["Task"], *(row[m] and f"{float(row[m]):.4f}" + (row[m + "_std"] and (
-            f" ± {float(row[m + '_std']):.4f}")) for m in metrics)] for row in rows]
-        print(f"\n{split}, mean over {rows[0]['runs'] if rows else 0} run(s), trained on: {run.trained_on}")
+            f" ± {float(row[m + '_std']):.4f}")) for m in metrics)] for row in means]
+        print(f"\n{split}, mean over {means[0]['runs']} run(s), trained on: {trained_on}")
         print_table(["Task", *metrics], cells, box=None, pad_edge=False)
-        print(path)
+        print(results.summary_csv(split))
     print(f"\nall runs: {results.runs_csv}\nrecords and logs: {results.folder / 'runs'}/")
