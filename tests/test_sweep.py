@@ -163,6 +163,14 @@ def test_finished_rows_are_committed_without_another_run():
     assert len(trace()) == 3 and len(completed()) == 3 and len(rows()) == 6
 
 
+def test_a_sweep_merges_at_its_end_not_in_each_child():
+    process = start(4, "--num_samples", 6, "--behave", "sleep:0.1", "--runs", 2)
+    wait_for(lambda: len(completed()) >= 2)
+    assert not Path("results/x/runs.csv").exists() and len(list(Path("results/x/runs").glob("*.csv"))) >= 4
+    process.communicate(timeout=30)
+    assert process.returncode == 0 and len(rows()) == 6 * 2 * 2
+
+
 @pytest.mark.parametrize("warm", [False, True])
 def test_children_get_their_device(warm):
     out = sweep(5, "--num_samples", 10, "--jobs_per_device", 3, "--warm_start", warm)
