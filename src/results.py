@@ -116,6 +116,10 @@ class Results:
             done = [row for row in csv.DictReader(file) if row.get("status") == "completed"]
         return {row["model"] for row in done if row.get("model")}
 
+    def run_ids(self) -> set[str]:
+        """Runs that have a part."""
+        return set(self._stamps())
+
     # ---- merge -----------------------------------------------------------------------------------------------------
 
     def merge(self) -> int:

@@ -111,6 +111,11 @@ class Ledger:
         self._done.update(sorted(new.items(), key=lambda entry: entry[1]["completed"]))
         return self._done
 
+    def undo(self, key: str) -> None:
+        """Forget that a subset is completed: its rows are gone."""
+        (self.folder / "done" / key).unlink(missing_ok=True)
+        self._done.pop(key, None)
+
     def commit(self, key: str, record: dict) -> bool:
         """Record a subset as completed; False where it already was, and nothing changes."""
         record = {**record, "completed": now(), "by": owner()}

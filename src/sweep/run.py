@@ -60,6 +60,9 @@ def _begin(agenda: Agenda, folder: Path, mode: str | None) -> tuple[Ledger, list
     keep(agenda.answer, agenda.kept)
     subsets = agenda.subsets(ledger, write=True)
     announce(agenda, ledger, subsets)
+    for members in subsets:
+        if ledger.is_done(agenda.key(members)) and not agenda.has_rows(members):
+            ledger.undo(agenda.key(members))
     if agenda.args.retry_failed:
         for members in subsets:
             ledger.forget_failures(agenda.key(members))

@@ -51,6 +51,15 @@ class Running:
     stopped: str | None = None  # why it was told to end
     kill_at: float = float("inf")
 
+    def stop(self, why: str) -> None:
+        """TERM now; whoever looks after the child sends KILL when it is time."""
+        self.stopped, self.kill_at = why, time.monotonic() + GRACE
+        signal_group(self.child.pid, signal.SIGTERM)
+
+    def refusal(self) -> str:
+        last = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL:]
+        return "\n".join([shlex.join(self.command), *last])
+
 
 class Merging:
     """Brings the CSV files up to date with what the children have left, but not again before it is worth its time."""
@@ -83,7 +92,7 @@ class Scheduler:
         self.agenda, self.args, self.ledger = agenda, agenda.args, ledger
         self.slots, self.environments, self.starter = slots, environments, starter
         self.bar, self.tally = bar, bar.tally
-        self.queue = deque(subsets)
+        self.subsets, self.queue = subsets, deque(subsets)
         self.running: list[Running] = []
         self.merging = Merging(agenda.results)
 
@@ -105,15 +114,12 @@ class Scheduler:
                 signal_group(job.child.pid)
         self.tally.interrupted = number
 
-    def _is_ending(self) -> bool:
-        return bool(self.tally.interrupted or self.tally.refused)
-
     def _loop(self, wake_up: socket.socket) -> None:
         while True:
-            while self.slots and self.queue and not self._is_ending():
+            while self.slots and self.queue and not self.tally.is_ending:
                 if not self._start_next():
                     break
-            if not self.running and (self._is_ending() or not self.queue):
+            if not self.running and (self.tally.is_ending or not (self.queue or self._take_up_lost())):
                 return
             busy_elsewhere = self.queue and self.slots
             due = min((job.kill_at for job in self.running), default=float("inf")) - time.monotonic()
@@ -126,6 +132,16 @@ class Scheduler:
             self._look_after()
             self.merging.when_due()
             self.bar.update()
+
+    def _take_up_lost(self) -> bool:
+        """Queue what was completed, but whose rows somebody has deleted meanwhile; return whether there is any."""
+        lost = self.agenda.without_parts(members for members in self.subsets if members not in self.tally.failed)
+        for members in lost:
+            self.ledger.undo(self.agenda.key(members))
+            self.tally.done -= 1
+            self.bar.say(f"again   {' '.join(members)}: its rows were deleted")
+        self.queue.extend(lost)
+        return bool(lost)
 
     def _start_next(self) -> bool:
         """Start the first subset of the queue that can be claimed; False where there is none."""
@@ -163,16 +179,13 @@ class Scheduler:
         now = time.monotonic()
         for job in self.running:
             if job.stopped is None:
-                if self._is_ending():
-                    job.stopped = "interrupted"
+                if self.tally.is_ending:
+                    job.stop("interrupted")
                 elif self.args.subset_timeout and now - job.since > self.args.subset_timeout:
-                    job.stopped = f"timed out after {self.args.subset_timeout:g} s"
+                    job.stop(f"timed out after {self.args.subset_timeout:g} s")
                 elif not job.claim.renew():
-                    job.stopped = "interrupted"
+                    job.stop("interrupted")
                     warn(f"{' '.join(job.members)}: the claim was lost, this process stood still for too long")
-                if job.stopped:
-                    signal_group(job.child.pid, signal.SIGTERM)
-                    job.kill_at = now + GRACE
             elif now >= job.kill_at:
                 signal_group(job.child.pid)
                 job.kill_at = float("inf")
@@ -191,8 +204,7 @@ class Scheduler:
                 self.queue.append(members)
                 return
             if code == BAD_FLAGS and job.stopped is None:
-                last = job.log.read_text(errors="replace").splitlines()[-LOG_TAIL:]
-                self.tally.refused = "\n".join([shlex.join(job.command), *last])
+                self.tally.refused = job.refusal()
                 return
             reason = job.stopped or (describe_exit(code) if code else "exit code 0, but without completed rows")
             attempts = self.ledger.fail(self.agenda.key(members), name, reason, str(job.log))

@@ -8,7 +8,7 @@ import json
 from src.cli import InputError
 from src.identity import ANSWER
 from src.tasks.rows import render_rows
-from src.training.experiment import Experiment
+from src.training.experiment import ROLES, Experiment
 
 FIRST_ROWS = 100  # of each item and role that are rendered and tokenised
 
@@ -35,6 +35,7 @@ def check_and_describe(experiment: Experiment) -> int:
     print(ANSWER + json.dumps({
         "settings": experiment.identity, "config_hash": experiment.config_hash,
         "content": experiment.content(selections),
+        "splits": [ROLES[role] for role in experiment.roles if role in ROLES],
         "metrics": {item.name: experiment.metrics(item) for item in experiment.items},
     }, default=str))
     return 0

@@ -21,13 +21,12 @@ from src.results import Results, summary
 from src.tasks.task import Item
 from src.training.check import check_and_describe
 from src.training.checkpoints import is_at_its_end, last_checkpoint
-from src.training.experiment import Data, Experiment, report_data
+from src.training.experiment import ROLES, Data, Experiment, report_data
 from src.training.record import describe, log_file, peak_memory_mb, set_up_logging
 from src.training.tokenised import mix
 from src.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-ROLES = {"validation": "valid", "test": "test"}  # role of the rows -> name of the split in the results
 
 
 def run_experiment(experiment: Experiment) -> int:
@@ -80,16 +79,26 @@ class Run:
         self.run_id = f"{name}-s{self.args.seed}"
         self.args.output_dir = str(Path(self.args.output_dir) / self.run_id)
         self.predictions: list[dict] = []  # of the last evaluations, with --save_predictions
+        self.splits = [ROLES[role] for role in experiment.roles if role in ROLES]
+        self.before: list[dict[str, str]] = []  # rows that were there
 
     def execute(self, data: Data) -> bool:
-        """Do the run; return whether it is completed. A failure is recorded, with its traceback in the log."""
+        """Do the run, or what is missing of it; return whether it is completed.
+
+        A failure is recorded, with its traceback in the log; completed rows of before stay then. So do those of splits
+        that are not asked for now.
+        """
         args, results = self.args, self.results
         with args.main_process_first(desc="results", local=False):
             if args.overwrite_output_dir and args.process_index == 0:
                 shutil.rmtree(args.output_dir, ignore_errors=True)
-            elif results.is_completed(self.run_id) and not args.overwrite_output_dir:
-                log.info("%s is completed already; --overwrite_output_dir does it again", self.run_id)
-                return True
+            elif not args.overwrite_output_dir:
+                if not (missing := self._missing()):
+                    log.info("%s is completed already; --overwrite_output_dir does it again", self.run_id)
+                    return True
+                self.before = results.rows_of(self.run_id)
+                if self.before:
+                    log.info("%s is completed, but %s was not asked for then", self.run_id, missing)
         record = self.describe(data)
         self._write_record(record)
         start, cpu = time.time(), time.process_time()
@@ -114,10 +123,25 @@ class Run:
             if self.predictions:
                 write_whole(results.part(self.run_id, "predictions.jsonl"), "".join(
                     json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions))
-            results.write_part(self.run_id, [self.row(item, record) | {
-                "split": split, "metric": metric, "value": value, "n_examples": count}
-                for split, item, metric, value, count in values], record)
+            rows = [self.row(item, record) | {"split": split, "metric": metric, "value": value, "n_examples": count}
+                    for split, item, metric, value, count in values]
+            if self.before and status == "failed":
+                results.write_record(self.run_id, record)
+            else:
+                kept = [row for row in self.before if row["split"] not in self.splits]
+                results.write_part(self.run_id, [*kept, *rows], record)
         return status == "completed"
+
+    def _missing(self) -> str:
+        """What the run's results lack of what is asked for, in words; empty where it is completed."""
+        wanted = {(split, item.name, metric) for split in self.splits for item in self.experiment.items
+                  for metric in self.experiment.metrics(item)}
+        if not self.results.is_completed(self.run_id, wanted):
+            has = {(row["split"], row["item"], row["metric"]) for row in self.results.rows_of(self.run_id)}
+            return " ".join(min(wanted - has, default=("its record",)))
+        no_predictions = self.experiment.result.save_predictions and not self.results.part(
+            self.run_id, "predictions.jsonl").exists()
+        return "--save_predictions" if no_predictions and wanted else ""
 
     def _train_and_evaluate(self, data: Data) -> tuple[dict[str, dict[str, float]], dict]:
         args, data_args = self.args, self.experiment.data
@@ -139,6 +163,8 @@ class Run:
             else:
                 if checkpoint:
                     log.info("going on from %s", checkpoint)
+                elif self.before:
+                    log.info("its checkpoint was not kept, so it is trained again")
                 training["loss"] = trainer.train(resume_from_checkpoint=checkpoint).training_loss
             training |= {"steps": trainer.state.global_step, "resumed_from": checkpoint,
                          "best_step": trainer.state.best_global_step, "best_metric": trainer.state.best_metric,
