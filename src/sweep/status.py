@@ -33,7 +33,7 @@ def announce(agenda: Agenda, ledger: Ledger, subsets: list[Subset]) -> None:
     words = {" ".join(members) for key, members in keys.items() if key not in done}
     other = [record for record in done.values() if record["subset"] in words]
     if other:
-        before, settings = other[-1]["settings"], agenda.settings
+        before, settings = other[-1].get("settings", {}), agenda.settings
         changed = [f"{name} was {before.get(name, 'not given')}, is {settings.get(name, 'not given')}"
                    for name in sorted(before.keys() | settings.keys())
                    if before.get(name) != settings.get(name)] or ["their tasks or rows were changed"]
