@@ -1,6 +1,7 @@
 """Files and folders: written whole, locked, checked before anything is written."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from src.cli import InputError
+
+NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)  # by a file system: locks, hard links
 
 
 def check_writable(what: str, place: Path) -> None:
@@ -78,6 +81,10 @@ def whole_temporary(path: Path, text: str) -> Iterator[Path]:
             file.flush()
             os.fsync(file.fileno())
         yield temporary
+    except OSError as error:
+        if error.errno:
+            error.filename = str(path)  # a write that fails does not say where, an open names the temporary file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -93,7 +100,17 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`, so that processes that need the same file do not both write it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Hold an exclusive lock on `path`, so that processes that need the same file do not both write it.
+
+    Without effect on a file system that has no locks: all is written whole, so that work is done twice, nothing else.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)  # to be read only: it may be another user's
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
         yield
+    finally:
+        os.close(fd)

@@ -20,6 +20,8 @@ from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script
 from src.cluster import affinity, choose, evidence, plots, rounding, sdp
 from src.cluster.lists import sweep_command, write_lines
 from src.cluster.show import report, show
+from src.files import check_writable
+from src.names import check_name
 from src.scores import oriented, read_scores, results_file
 from src.tasks.catalogue import main_metrics
 
@@ -92,12 +94,15 @@ def take_sizes(scores, sizes: list[int]):
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     folder, name = Path(args.results_dir) / args.save_name, args.name or args.save_name
+    check_name("--name", name)
     clusters_file, source = Path(args.clusters_dir) / f"{name}.txt", results_file(folder, args.split)
     everything = read_scores(folder, args.split, args.config_hash, content_hash=args.content_hash)
     scores = oriented(everything, args.metric, partial(main_metrics, task_dir=args.task_dir))
     if args.report:
         report(scores, args, clusters_file)
         return 0
+    for what, place in ((f"--clusters_dir {args.clusters_dir}", clusters_file.parent), ("affinity.csv", folder)):
+        check_writable(f"{what} cannot be written", place)
     scores = take_sizes(scores, args.sizes)
     found = affinity.build(scores, ridge=args.estimator == "ridge")
     old = choose.old_labels(found.items, args)

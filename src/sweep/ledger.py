@@ -28,11 +28,12 @@ import json
 import os
 import secrets
 import socket
+import tempfile
 import time
 from pathlib import Path
 
 from src.cli import InputError
-from src.files import read_text, sync_folder, whole_temporary, write_whole
+from src.files import NOT_SUPPORTED, read_text, sync_folder, whole_temporary, write_whole
 
 MODES = ("flock", "heartbeat")
 RENEW_EVERY = 30.0  # seconds
@@ -67,6 +68,8 @@ class Ledger:
         try:
             for name in ("plan", "claims", "done", "failed", "logs"):
                 (ledger.folder / name).mkdir(parents=True, exist_ok=True)
+            if (mode or ledger.mode) == "flock":
+                _try_flock(ledger.folder)
             ledger._publish(ledger.folder / "mode", (mode or ledger.mode) + "\n")
             ledger.server_time()  # a write, also where the folder was there
         except OSError as error:
@@ -175,6 +178,11 @@ class Ledger:
                 won = True
             except FileExistsError:  # on NFS also when the link was made but the answer got lost
                 won = temporary.stat().st_nlink == 2
+            except OSError as error:
+                if error.errno not in NOT_SUPPORTED:
+                    raise
+                raise InputError(f"{self.folder}: this file system has no hard links, by which sweeps claim; have "
+                                 f"{self.folder.parent}/ on another one (it may be a symbolic link)") from error
         sync_folder(path.parent)
         return won
 
@@ -281,6 +289,16 @@ class HeartbeatClaim(Claim):
     def release(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.utime(self.path, (0, 0))
+
+
+def _try_flock(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
+            raise InputError(f"{folder}: this file system has no locks (flock); claim by --ledger heartbeat") from error
 
 
 def _draw(number: int) -> str:
