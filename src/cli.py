@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import copy
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ from typing import NoReturn
 from src import DEFAULT_TASK_DIR
 
 PARENT = "SWEEP_PARENT_PID"  # set by whoever starts a process that must not outlive it
+FULL = (errno.ENOSPC, errno.EDQUOT)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -100,13 +103,23 @@ def warn(message: str) -> None:
 
 
 def run_as_script(main: Callable[[], int]) -> NoReturn:
-    """Run `main` and exit with its code: bad input gives one line on standard error and 2, Ctrl-C gives 130."""
+    """Run `main` and exit with its code: bad input gives one line on standard error and 2, Ctrl-C gives 130.
+
+    A place that cannot be written or read is bad input, too; a full disk gives 1, as it may have room again.
+    """
     die_with_parent()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names and `±` where the terminal knows ASCII alone
     try:
         code = main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except OSError as error:
+        if error.errno not in (*FULL, *CLOSED):
+            raise
+        print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        code = 1 if error.errno in FULL else 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         code = 130

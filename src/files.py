@@ -1,6 +1,7 @@
 """Files and folders: written whole, locked, checked before anything is written."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from src.cli import InputError
+
+NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)  # by a file system: locks, hard links
 
 
 def check_writable(what: str, place: Path) -> None:
@@ -50,6 +53,11 @@ def read_text(path: Path, what: str = "") -> str:
     return decode(read_bytes(path, what), str(path))
 
 
+def stamp(status: os.stat_result) -> list[int]:
+    """What tells, without reading it, whether a file was changed or replaced: size, time in ns, number."""
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
 def with_file(arguments: Sequence[str]) -> list[str]:
     """A command line whose first word is a JSON file of flags, `{"max_steps": 500, ...}`, with these in its place.
 
@@ -73,15 +81,17 @@ def with_file(arguments: Sequence[str]) -> list[str]:
     return words + list(arguments[1:])
 
 
-def write_whole(path: Path, text: str, sync_name: bool = False) -> None:
-    """Write `path` so that it is either old or new, never half, also after a crash.
+def write_whole(path: Path, text: str, sync_name: bool = False) -> list[int]:
+    """Write `path` so that it is either old or new, never half, also after a crash; return its stamp.
 
     With `sync_name`, its name survives a power failure, too.
     """
     with whole_temporary(path, text) as temporary:
+        written = stamp(temporary.stat())
         temporary.replace(path)
     if sync_name:
         sync_folder(path.parent)
+    return written
 
 
 @contextlib.contextmanager
@@ -95,6 +105,10 @@ def whole_temporary(path: Path, text: str) -> Iterator[Path]:
             file.flush()
             os.fsync(file.fileno())
         yield temporary
+    except OSError as error:
+        if error.errno:
+            error.filename = str(path)  # a write that fails does not say where, an open names the temporary file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -110,7 +124,17 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`, so that processes that need the same file do not both write it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Hold an exclusive lock on `path`, so that processes that need the same file do not both write it.
+
+    Without effect on a file system that has no locks: all is written whole, so that work is done twice, nothing else.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)  # to be read only: it may be another user's
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
         yield
+    finally:
+        os.close(fd)

@@ -7,6 +7,7 @@ Nothing is downloaded: the classes of `evaluate` are subclassed here, not loaded
 import functools
 import math
 import string
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -241,7 +242,8 @@ def _metric_class():
         """The named metrics of one item as one `evaluate.Metric`."""
 
         def __init__(self, names: Sequence[str], choices: Choices):
-            super().__init__(keep_in_memory=True)
+            # it writes no file, but makes a folder for them all the same, by default at home
+            super().__init__(keep_in_memory=True, cache_dir=tempfile.gettempdir())
             self.names, self.choices = names, choices
 
         def _info(self):

@@ -5,29 +5,34 @@
   runs.csv            all rows of all runs, one per (run, item, split, metric)
   <save_name>_valid.csv, <save_name>_test.csv   one row per (item, subset it was trained in), means over runs
 
-The last three are derived from the parts under runs/ by `merge`, under a lock, and replaced at once: a reader never
-sees half a file, two writers never lose a row, and a run that is repeated replaces its rows instead of adding to them.
+The last three are derived from the parts under runs/ by `merge` and replaced at once: a reader never sees half a file,
+two writers never lose a row, and a run that is repeated replaces its rows instead of adding to them. `.merged.json`
+says which parts they were made of, so that only new ones are read. No lock is needed: who has written them looks at the
+parts once more, and begins again where some have changed.
 
     python -m src.results merge SAVE_NAME                      rebuild these at any time
     python -m src.results import FILE ... --save_name NAME     make a part of each table of scores from elsewhere
 """
 
+import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
 import math
+import os
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script, warn
-from src.files import check_writable, locked, write_whole
+from src.files import check_writable, stamp, write_whole
 from src.identity import short_hash
 from src.names import SPLITS, check_name, natural_order, plain_name
 from src.tables import Reading, Score, describe, read_table
@@ -37,6 +42,9 @@ COLUMNS = ("run_id", "status", "seed", "item", "template", "template_hash", "con
            "config_hash", "std", "seeds")
 NEWER = {"content_hash", "trained_hash", "std", "seeds"}  # columns that parts of older versions do not have
 MEASURED = ("completed", "imported")  # statuses of rows with true scores
+MERGED = ".merged.json"
+SWEEP_MERGES = "SWEEP_MERGES"  # in the environment of a sweep's children: it merges for all of them
+Rows = list[dict[str, str]]
 
 
 class Results:
@@ -66,29 +74,30 @@ class Results:
     def write_run(self, run_id: str, rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> None:
         """Write one run's record and rows (keys: COLUMNS), then bring the derived files up to date."""
         self.write_part(run_id, rows, record)
-        self.merge()
+        self.merge_unless_in_sweep()
 
     def write_part(self, run_id: str, rows: Iterable[Mapping[str, Any]], record: Mapping[str, Any]) -> None:
         self.write_record(run_id, record)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_whole(self.part(run_id), text.getvalue())
+        write_whole(self.part(run_id), _as_csv(rows))
 
     def write_record(self, run_id: str, record: Mapping[str, Any]) -> None:
         self.part(run_id).parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.part(run_id, "json"), json.dumps(record, indent=1, default=str) + "\n")
 
-    def is_completed(self, run_id: str, wanted: Iterable[tuple[str, str, str]] = ()) -> bool:
-        """Whether the run's rows are there, one for each wanted (split, item, metric), and tell of success."""
-        part = self.part(run_id)
-        if not part.exists() or (rows := read_part(part)) is None:
-            return False
-        if rows or wanted:  # there are none where it was only trained
-            there = {(row["split"], row["item"], row["metric"]) for row in rows if row["status"] == "completed"}
-            return {*wanted} <= there and all(row["status"] == "completed" for row in rows)
-        return json.loads(self.part(run_id, "json").read_text(encoding="utf-8"))["status"] == "completed"
+    def rows_of(self, run_id: str) -> Rows:
+        """The rows of a completed run; none where it is not completed, or was only trained."""
+        rows = (read_part(self.part(run_id)) if self.part(run_id).exists() else None) or []
+        return rows if {row["status"] for row in rows} == {"completed"} else []
+
+    def is_completed(self, run_id: str, wanted: Collection[tuple[str, str, str]] = ()) -> bool:
+        """Whether the run was successful and has a row for each wanted (split, item, metric)."""
+        if rows := self.rows_of(run_id):
+            return set(wanted) <= {(row["split"], row["item"], row["metric"]) for row in rows}
+        if not wanted and self.part(run_id).exists():  # it was only trained: the record knows
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                record = json.loads(self.part(run_id, "json").read_text(encoding="utf-8"))
+                return record["status"] == "completed" and read_part(self.part(run_id)) == []
+        return False
 
     def is_without_scores(self, split: str) -> bool:
         """Whether there is no true run with scores of `split` (in runs.csv, or an older summary without it)."""
@@ -106,31 +115,83 @@ class Results:
             done = [row for row in csv.DictReader(file) if row.get("status") == "completed"]
         return {row["model"] for row in done if row.get("model")}
 
+    def run_ids(self) -> set[str]:
+        """Runs that have a part."""
+        return set(self._stamps())
+
+    # ---- merge -----------------------------------------------------------------------------------------------------
+
     def merge(self) -> int:
-        """Rebuild runs.csv, _valid.csv and _test.csv from the parts; return the number of runs.
+        """Bring runs.csv, _valid.csv and _test.csv up to date with the parts; return the number of runs, 0 for none.
 
-        A part that is not whole is named and left out. Raises InputError where there are no runs.
+        A part that is not whole is named and left out.
         """
-        if not (self.folder / "runs").is_dir():
-            raise InputError(f"{self.folder}: no runs there")
-        with locked(self.folder / ".lock"):
-            parts = [read_part(path) for path in sorted((self.folder / "runs").glob("*.csv"))]
-            parts = [part for part in parts if part is not None]
-            rows, text = [row for part in parts for row in part], io.StringIO()
-            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-            write_whole(self.runs_csv, text.getvalue())
-            for split in SPLITS:
-                table = _summary(rows, split)
-                if table:
-                    write_whole(self.summary_csv(split), table)
-                else:
-                    self.summary_csv(split).unlink(missing_ok=True)
-        return len(parts)
+        merged, rows = self._merged(), None
+        while (parts := self._stamps()) != merged["parts"]:
+            if rows is None:
+                rows = self._merged_rows(merged["parts"])
+            rows = {run: rows[run] if run in rows and merged["parts"].get(run) == part else read_part(self.part(run))
+                    for run, part in parts.items()}
+            merged = self._derive(parts, rows)
+        for run in merged["left_out"]:  # every command says so, also one that finds nothing new
+            read_part(self.part(run))
+        return len(parts) - len(merged["left_out"])
+
+    def merge_unless_in_sweep(self) -> None:
+        """Merge, but not in a child of a sweep: in each of n children it would cost n times as much as in the sweep."""
+        if SWEEP_MERGES not in os.environ:
+            self.merge()
+
+    def _stamps(self) -> dict[str, list[int]]:
+        """Of each part, in the order of names, what tells whether it was changed."""
+        try:
+            with os.scandir(self.folder / "runs") as entries:
+                found = {entry.name.removesuffix(".csv"): stamp(entry.stat()) for entry in entries
+                         if entry.name.endswith(".csv") and not entry.name.startswith(".")}
+        except FileNotFoundError:
+            return {}
+        return dict(sorted(found.items()))
+
+    def _merged(self) -> dict:
+        """What the derived files were made of; no parts where one of the files was changed since."""
+        derived = (self.runs_csv, *map(self.summary_csv, SPLITS))
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            merged = json.loads((self.folder / MERGED).read_text(encoding="utf-8"))
+            if merged["files"] == {path.name: stamp(path.stat()) for path in derived if path.exists()}:
+                return merged
+        return {"parts": {}, "left_out": []}
+
+    def _merged_rows(self, parts: Mapping) -> dict[str, Rows]:
+        """The rows of runs.csv by run, where it can be relied on."""
+        rows: dict[str, Rows] = {}
+        if parts:
+            with contextlib.suppress(OSError), self.runs_csv.open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    rows.setdefault(row["run_id"], []).append(row)
+        return rows
+
+    def _derive(self, parts: Mapping[str, list[int]], rows: Mapping[str, Rows | None]) -> dict:
+        together = [row for of_run in rows.values() for row in of_run or ()]
+        texts = {self.runs_csv: _as_csv(together)} | {
+            self.summary_csv(split): summary(together, split) for split in SPLITS}
+        merged = {"parts": parts, "left_out": [run for run in parts if rows[run] is None],
+                  "files": {path.name: write_whole(path, text) for path, text in texts.items() if text}}
+        for path, text in texts.items():
+            if not text:
+                path.unlink(missing_ok=True)
+        write_whole(self.folder / MERGED, json.dumps(merged))
+        return merged
 
 
-def read_part(path: Path) -> list[dict[str, str]] | None:
+def _as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_part(path: Path) -> Rows | None:
     """The rows of a part in the columns of this version; None, with a warning, where it is not a whole file."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -142,13 +203,22 @@ def read_part(path: Path) -> list[dict[str, str]] | None:
         rows = [dict.fromkeys(NEWER, "") | dict(zip(header, line, strict=True)) for line in lines]
         for row in rows:
             float(row["value"] or 0)
+            if row["run_id"] != path.stem:  # a copy, whose rows would count twice
+                raise ValueError(f"it holds rows of {row['run_id']!r}")
     except (OSError, ValueError, csv.Error) as error:
-        warn(f"{path}: left out, {error}; remove it, or train that run again")
+        _warn_once(f"{path}: left out, {error}; remove it, or train that run again",
+                   *(stamp(path.stat()) if path.exists() else ()))
         return None
     return rows
 
 
-def _summary(rows: Iterable[Mapping[str, str]], split: str) -> str:
+@functools.cache
+def _warn_once(message: str, *_stamp: int) -> None:
+    """Warn of a file, but not again in this process until it is another."""
+    warn(message)
+
+
+def summary(rows: Iterable[Mapping[str, str]], split: str) -> str:
     """Means and standard deviations over runs, as CSV text; empty where `split` has no measured rows.
 
     Runs of different settings, templates or rows under one name stay apart; a seed counts once. The standard
@@ -267,7 +337,9 @@ def main(arguments: list[str] | None = None) -> int:
         metrics = tuple(dict.fromkeys(name.removeprefix("eval_") for name in args.metric))
         import_tables(results, args.files, Reading(args.split, metrics, args.task, args.square_as),
                       ["python", "-m", "src.results", *arguments])
-    print(f"{results.runs_csv}: {results.merge()} runs")
+    if not (number := results.merge()):
+        raise InputError(f"{results.folder}: no runs there")
+    print(f"{results.runs_csv}: {number} runs")
     return 0
 
 

@@ -12,7 +12,7 @@ from src.cli import InputError, did_you_mean, warn
 from src.identity import WITHOUT_EFFECT
 from src.metrics import LOWER_IS_BETTER
 from src.names import SPLITS, natural_order
-from src.results import MEASURED
+from src.results import MEASURED, Results
 
 NOT_A_SCORE = ("gen_len",)  # neither higher nor lower is better
 RUN_COLUMNS = ("run_id", "status", "seed", "item", "trained_on", "split", "metric", "value")
@@ -26,8 +26,9 @@ MOST_NAMED = 4  # settings in one error line
 
 
 def results_file(folder: str | Path, split: str = "valid") -> Path:
-    """runs.csv of the sweep in `folder`; raise InputError where it is not there."""
+    """runs.csv of the sweep in `folder`, up to date with its parts; raise InputError where it is not there."""
     path = Path(folder) / "runs.csv"
+    Results(path.parent.parent, path.parent.name).merge()
     if path.exists():
         return path
     name = path.parent.name

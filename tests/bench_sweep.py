@@ -1,9 +1,11 @@
-"""What a sweep costs per subset, beside the training itself: `python tests/bench_sweep.py` (about a minute).
+"""What a sweep costs per subset, beside the training itself: `python tests/bench_sweep.py` (about two minutes).
 
 1. Scheduler and ledger: wall and CPU time of a sweep of trivial children over the same commands run one after another.
 2. Start of a real child (tiny T5, two steps): afresh, and forked from the warm forkserver.
+3. Merging the results of trivial children: its share of the sweep's time. `--runs 10000` for as many (ten minutes).
 """
 
+import argparse
 import os
 import resource
 import shlex
@@ -53,12 +55,43 @@ def start(warm: bool, number: int) -> None:
           + (" (limit: CPU 1 s)" if warm else ""))
 
 
+MERGING = """
+import runpy, sys, time
+from src.results import Results
+whole, spent, began = Results.merge, [], time.perf_counter()
+def merge(self):
+    before = time.perf_counter()
+    try:
+        return whole(self)
+    finally:
+        spent.append(time.perf_counter() - before)
+Results.merge = merge
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    took = time.perf_counter() - began
+    print(f"{len(spent)} merges of {sum(spent):.2f} s in {took:.0f} s: {sum(spent) / took:.2%} (limit: 2 %)")
+"""
+
+
+def merging(number: int) -> None:
+    os.environ["PYTHONPATH"] = str(ROOT)
+    out = timed(sys.executable, "-c", MERGING, ROOT / "tests" / "sweep_stub.py", 160, "--num_samples", number,
+                "--device", "cpu", "--jobs_per_device", 2, "--task_set_name", "merged")[2]
+    print(f"results of {number} runs: {out.splitlines()[-1]}")
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1000, help="runs whose results are merged (default: 1000)")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         scheduler()
         start(False, 4)
         start(True, 20)
+        merging(args.runs)
 
 
 if __name__ == "__main__":

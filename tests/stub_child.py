@@ -26,6 +26,7 @@ parser.add_argument("--task_names", nargs="+")
 parser.add_argument("--behave", default="well")
 parser.add_argument("--behave_only")
 parser.add_argument("--check")
+parser.add_argument("--splits", nargs="+", default=["valid"])
 parser.add_argument("--run_name")
 for name in ("save_name", "results_dir", "output_dir"):
     parser.add_argument(f"--{name}", required=True)
@@ -42,7 +43,7 @@ if args.check:
                 sys.exit(2)
         elif name not in WITHOUT_EFFECT:
             settings[name] = float(word) if re.fullmatch(r"[\d.e-]+", word) else word
-    print("checked: " + json.dumps({"settings": settings, "config_hash": "hash", "metrics": {
+    print("checked: " + json.dumps({"settings": settings, "config_hash": "hash", "splits": args.splits, "metrics": {
         name: ["exact_match"] for name in args.task_names}, "content": dict.fromkeys(args.task_names, "hash")}))
     sys.exit(0)
 behave = args.behave if args.behave_only in (None, *args.task_names) else "well"
@@ -83,7 +84,7 @@ for seed in range(args.seed, args.seed + args.runs):
     Path(args.output_dir, run_id, "checkpoint-1").mkdir(parents=True, exist_ok=True)
     if behave != "silent":
         rows = [{**dict.fromkeys(COLUMNS, ""), "run_id": run_id, "status": "completed", "seed": seed, "item": item,
-                 "trained_on": " ".join(args.task_names), "split": "valid", "metric": "exact_match", "value": 0.5}
-                for item in args.task_names]
+                 "trained_on": " ".join(args.task_names), "split": split, "metric": "exact_match", "value": 0.5}
+                for item in args.task_names for split in args.splits]
         results.write_run(run_id, rows, {"run_id": run_id})
 trace("end")

@@ -109,6 +109,51 @@ def test_a_stale_heartbeat_is_taken_over_once_and_its_holder_notices(tmp_path, m
     assert ledger.is_claimed("k") and ledger.claim("k", "a") is None
 
 
+def test_a_claim_stamped_in_the_future_ages_from_now_on(tmp_path, monkeypatch):
+    """As after a clock was set back."""
+    monkeypatch.setattr(module, "STALE_AFTER", 0.3)
+    ledger = Ledger.open(tmp_path / "x", "heartbeat")
+    claim = ledger.claim("k", "a")
+    os.utime(claim.path, (time.time() + 1e6,) * 2)
+    assert ledger.is_claimed("k") and ledger.claim("k", "a") is None
+    time.sleep(0.4)
+    assert ledger.claim("k", "a") is not None
+
+
+def test_a_deleted_claim_is_a_lost_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RENEW_EVERY", 0)
+    claim = Ledger.open(tmp_path / "x", "heartbeat").claim("k", "a")
+    claim.path.unlink()
+    assert not claim.renew()
+    claim.release()
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("mode", b"", "mode: holds '', not flock or heartbeat; end the sweeps"),
+    ("mode", b"\xff", "mode, line 1: not UTF-8"),
+    ("done/x", b"", "done/x: damaged, or no file of the sweep's own"),
+    ("done/x", b"{}", "done/x: damaged, or no file of the sweep's own (no 'completed' in it); delete it"),
+    ("done/notes.txt", b"my notes", "done/notes.txt: damaged"), ("done/x", b"[1]", "done/x: damaged"),
+    ("done/x", b"\xff", "done/x: damaged"), ("failed/k", b'{"attem', "failed/k: damaged"),
+    ("plan/0003", b"a b\n", "plan: holds 0003, but no 0001; put that back, or delete the whole folder"),
+    ("plan/0001", b"\xff\n", "plan/0001, line 1: not UTF-8"), ("plan/0001~", b"a b\n", "holds 0001~, but no 0001"),
+])
+def test_damaged_and_stray_files_are_named(ledger, name, content, words):
+    (ledger.folder / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        fresh = other_view(ledger)
+        fresh.drawn(), fresh.done(), fresh.attempts("k")
+    assert words in str(caught.value) and str(ledger.folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_deleted_draw_ends_the_sweep_instead_of_a_loop(ledger):
+    for number in range(2):
+        assert ledger.add_draw(number, [f"a {number}"], "seed 1")
+    (ledger.folder / "plan" / "0001").unlink()
+    with pytest.raises(InputError, match="holds 0002, but no 0001"):
+        other_view(ledger).drawn()
+
+
 def _compete(folder, mode, start, wins):
     ledger = Ledger(folder)
     start.wait()

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,30 @@ def test_a_run_broken_off_after_its_last_step_is_only_evaluated(scratch, extra):
         timed = {"seconds"}
         assert [{k: v for k, v in row.items() if k not in timed} for row in scratch.rows("end")] == [
             {k: v for k, v in row.items() if k not in timed} for row in before]
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_more_is_asked_for_of_a_completed_run(scratch, capsys, is_kept):
+    """It is evaluated where its checkpoint was kept, else trained again, and what was there stays."""
+    flags = shlex.split("""--do_train --predict_with_generate --model_name_or_path data/models/tiny-t5
+        --max_steps 10 --save_steps 5 --downsample 20 --task_name demo_a1 --save_name x --validation_from_train True
+        --disable_tqdm True""")
+    assert scratch.run("train_multi_instruction.py", *flags, "--do_eval") == 0
+    before = scratch.rows("x")
+    if not is_kept:
+        shutil.rmtree(scratch.folder / "saved")
+    capsys.readouterr()
+    assert scratch.run("train_multi_instruction.py", *flags, "--do_predict") == 0
+    out = capsys.readouterr().out
+    assert "is completed, but test demo_a1_0" in out
+    assert ("training is at its end" in out) == is_kept and ("so it is trained again" in out) != is_kept
+    after = scratch.rows("x")
+    assert after[:len(before)] == before and {row["split"] for row in after} == {"valid", "test"}
+    capsys.readouterr()
+    assert scratch.run("train_multi_instruction.py", *flags, "--do_eval", "--do_predict") == 0
+    assert "is completed already" in capsys.readouterr().out and scratch.rows("x") == after
+    assert scratch.run("train_multi_instruction.py", *flags, "--do_eval", "--save_predictions") == 0
+    assert list((scratch.folder / "results/x/runs").glob("*.predictions.jsonl"))
 
 
 def test_without_optimizer_state_a_run_starts_afresh(scratch, capsys):

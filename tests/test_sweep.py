@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,46 @@ def test_finished_rows_are_committed_without_another_run():
     out = sweep(3, "--num_samples", 3)
     assert out.count("its finished rows were found") == 3
     assert len(trace()) == 3 and len(completed()) == 3 and len(rows()) == 6
+
+
+def test_a_sweep_merges_at_its_end_not_in_each_child():
+    process = start(4, "--num_samples", 6, "--behave", "sleep:0.1", "--runs", 2)
+    wait_for(lambda: len(completed()) >= 2)
+    assert not Path("results/x/runs.csv").exists() and len(list(Path("results/x/runs").glob("*.csv"))) >= 4
+    process.communicate(timeout=30)
+    assert process.returncode == 0 and len(rows()) == 6 * 2 * 2
+
+
+def test_what_has_no_rows_any_more_is_trained_again():
+    sweep(4, "--num_samples", 6)
+    shutil.rmtree("results")
+    assert "0 done, 0 running, 0 failed, 6 left" in sweep(4, "--num_samples", 6, "--status")
+    out = sweep(4, "--num_samples", 6)
+    assert "6 of 6 were done, but their rows are gone" in out and "6 done, 0 failed" in out and "settings" not in out
+    assert len(trace()) == 12 and len(rows()) == 12 and len(completed()) == 6
+    for part in list(Path("results/x/runs").glob("*.csv"))[:2]:
+        part.unlink()
+    assert "4 of 6 are done already\n2 of 6 were done" in sweep(4, "--num_samples", 6)
+    assert len(trace()) == 14 and len(rows()) == 12 and set(rows().values()) == {1}
+
+
+def test_results_deleted_during_a_sweep_are_trained_again_in_it():
+    process = start(4, "--num_samples", 6, "--behave", "sleep:0.2")
+    wait_for(lambda: len(completed()) >= 3)
+    Path("results/x").rename("gone")  # at once: the child at work writes on
+    out = process.communicate(timeout=60)[0]
+    assert process.returncode == 0 and "its rows were deleted" in out and "6 done, 0 failed, 0 left" in out, out
+    assert len(rows()) == 12 and len(completed()) == 6
+
+
+def test_a_subset_is_done_when_all_is_there_that_is_asked_for():
+    sweep(3, "--num_samples", 3)
+    out = sweep(3, "--num_samples", 3, "--splits", "valid", "test")
+    assert "3 of 3 were done, but their rows are gone, or are not all that is asked for now" in out
+    assert len(trace()) == 6 and {row["split"] for row in csv.DictReader(
+        Path("results/x/runs.csv").read_text().splitlines())} == {"valid", "test"}
+    assert "3 of 3 are done already: nothing is left" in sweep(3, "--num_samples", 3)
+    assert len(trace()) == 6
 
 
 @pytest.mark.parametrize("warm", [False, True])

@@ -18,7 +18,8 @@ from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script,
 from src.cluster import affinity, choose, evidence, plots, rounding, sdp, worth
 from src.cluster.lists import sweep_command, write_lines
 from src.cluster.show import show, show_transfer
-from src.files import write_whole
+from src.files import check_writable, write_whole
+from src.names import check_name
 from src.scores import UNTRAINED, oriented, provenance, read_scores, results_file, transferred
 from src.tasks.catalogue import main_metrics
 
@@ -156,7 +157,10 @@ def write_subsets(args: argparse.Namespace, items: tuple[str, ...], clusters: li
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     folder, name = Path(args.results_dir) / args.save_name, args.name or args.save_name
+    check_name("--name", name)
     clusters_file, source = Path(args.clusters_dir) / f"{name}.txt", results_file(folder, args.split)
+    for what, place in ((f"--clusters_dir {args.clusters_dir}", clusters_file.parent), ("affinity.csv", folder)):
+        check_writable(f"{what} cannot be written", place)
     everything = oriented(read_scores(folder, args.split, args.config_hash, content_hash=args.content_hash),
                           args.metric, partial(main_metrics, task_dir=args.task_dir))
     found, directed = matrices(everything, args)

@@ -4,7 +4,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -145,8 +145,7 @@ class Agenda:
         wanted = self.args.num_samples
         agenda = self._drawn(ledger, write) if self.fixed is None else self.fixed
         if wanted is not None and len(agenda) > wanted and not self.args.subsets_file:
-            done = ledger.done()
-            agenda = sorted(agenda, key=lambda members: self.key(members) not in done)[:wanted]
+            agenda = sorted(agenda, key=lambda members: not self.is_done(ledger, members))[:wanted]
         return agenda
 
     def _drawn(self, ledger: Ledger, write: bool) -> list[Subset]:
@@ -202,11 +201,24 @@ class Agenda:
                 *(word for name, values in flags.items() for word in (f"--{name}", *values))]
 
     def has_rows(self, members: Subset) -> bool:
-        splits = [split for flag, split in (("do_eval", "valid"), ("do_predict", "test"))
-                  if self.child.get(flag, ["False"]) in ([], ["True"])]
-        wanted = [(split, item, metric) for split in splits for item in self.held_out(members)
-                  for metric in self._held_out[item][1]]
+        """Whether each run has rows of every split, item and metric that is asked for."""
+        wanted = {(split, item, metric) for split in self.answer["splits"]
+                  for item, metrics in self._scored(members) for metric in metrics}
         return all(self.results.is_completed(run_id, wanted) for run_id in self.run_ids(members))
+
+    def _scored(self, members: Subset) -> list[tuple[str, list[str]]]:
+        """The items that are scored after training on the subset, and their metrics."""
+        return [(item, self.answer["metrics"][item]) for item in members] + [
+            (item, self._held_out[item][1]) for item in self.held_out(members)]
+
+    def is_done(self, ledger: Ledger, members: Subset) -> bool:
+        """Whether the ledger says so, and the rows are there: somebody may have deleted them, or ask for more now."""
+        return ledger.is_done(self.key(members)) and self.has_rows(members)
+
+    def without_parts(self, subsets: Iterable[Subset]) -> list[Subset]:
+        """Those of which a run has left no rows, or its rows were deleted."""
+        found = self.results.run_ids()
+        return [members for members in subsets if not found.issuperset(self.run_ids(members))]
 
     def delete_checkpoints(self, members: Subset) -> None:
         if not self.args.keep_checkpoints:

@@ -21,6 +21,7 @@ server, it is stale and the next claim may be made. A holder that was stopped fo
 never commits it twice: `done/<key>` is first wins, too.
 """
 
+import contextlib
 import datetime
 import fcntl
 import itertools
@@ -28,11 +29,12 @@ import json
 import os
 import secrets
 import socket
+import tempfile
 import time
 from pathlib import Path
 
 from src.cli import InputError
-from src.files import sync_folder, whole_temporary, write_whole
+from src.files import NOT_SUPPORTED, read_text, sync_folder, whole_temporary, write_whole
 
 MODES = ("flock", "heartbeat")
 RENEW_EVERY = 30.0  # seconds
@@ -54,8 +56,7 @@ class Ledger:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self.text_file = self.folder.with_name(self.folder.name + ".txt")
-        mode = self.folder / "mode"
-        self.mode = mode.read_text().strip() if mode.exists() else "flock"
+        self.mode = self._read_mode() if (self.folder / "mode").exists() else "flock"
         self._done: dict[str, dict] = {}
 
     @classmethod
@@ -68,27 +69,42 @@ class Ledger:
         try:
             for name in ("plan", "claims", "done", "failed", "logs"):
                 (ledger.folder / name).mkdir(parents=True, exist_ok=True)
+            if (mode or ledger.mode) == "flock":
+                _try_flock(ledger.folder)
             ledger._publish(ledger.folder / "mode", (mode or ledger.mode) + "\n")
             ledger.server_time()  # a write, also where the folder was there
         except OSError as error:
             raise InputError(f"{ledger.folder}: cannot write there: {error.strerror}; "
                              "choose another --task_set_name, or free the folder") from error
-        ledger.mode = (ledger.folder / "mode").read_text().strip()
+        ledger.mode = ledger._read_mode()
         if mode not in (None, ledger.mode):
             raise InputError(f"--ledger {mode}: {ledger.folder} is in use with --ledger {ledger.mode}; all its sweeps "
                              f"must claim the same way. To change: end them, then delete {ledger.folder / 'mode'}")
         return ledger
 
+    def _read_mode(self) -> str:
+        path = self.folder / "mode"
+        mode = read_text(path).strip()
+        if mode not in MODES:
+            raise InputError(f"{path}: holds '{mode[:20]}', not {' or '.join(MODES)}; end the sweeps of this task set, "
+                             "then delete it")
+        return mode
+
     def drawn(self) -> tuple[list[str], int]:
-        """Lines of the subsets drawn so far, and in how many draws."""
-        draws = _names(self.folder / "plan")
-        return [line for name in draws for line in (self.folder / "plan" / name).read_text().splitlines()
+        """Lines of the subsets drawn so far, and in how many draws. Raises InputError where a draw is missing."""
+        folder = self.folder / "plan"
+        draws = _names(folder)
+        for number, name in enumerate(draws, 1):
+            if name != _draw(number):
+                raise InputError(f"{folder}: holds {name}, but no {_draw(number)}; put that back, or delete the whole "
+                                 "folder to draw anew (what is trained counts all the same)")
+        return [line for name in draws for line in read_text(folder / name).splitlines()
                 if not line.startswith("#")], len(draws)
 
     def add_draw(self, draws: int, lines: list[str], comment: str) -> bool:
         """Add lines after the given number of draws; False where another process was first: read again."""
         text = "".join(f"{line}\n" for line in [f"# {comment}", *lines])
-        return self._publish(self.folder / "plan" / f"{draws + 1:04}", text)
+        return self._publish(self.folder / "plan" / _draw(draws + 1), text)
 
     def want(self, command: str, lines: list[str]) -> None:
         """Note what a command that begins wants, for people and pages: nothing of the sweep reads it."""
@@ -125,10 +141,18 @@ class Ledger:
 
     def done(self) -> dict[str, dict]:
         """Records of all completed subsets by key, in the order of completion. Reads only what is new."""
-        new = {name: json.loads((self.folder / "done" / name).read_text())
-               for name in _names(self.folder / "done") if name not in self._done}
+        new = {}
+        for name in _names(self.folder / "done"):
+            if name not in self._done:
+                with contextlib.suppress(FileNotFoundError):  # another sweep has found that its rows are gone
+                    new[name] = _read_record(self.folder / "done" / name, "subset", "completed")
         self._done.update(sorted(new.items(), key=lambda entry: entry[1]["completed"]))
         return self._done
+
+    def undo(self, key: str) -> None:
+        """Forget that a subset is completed: its rows are gone."""
+        (self.folder / "done" / key).unlink(missing_ok=True)
+        self._done.pop(key, None)
 
     def commit(self, key: str, record: dict) -> bool:
         """Record a subset as completed; False where it already was, and nothing changes."""
@@ -148,7 +172,7 @@ class Ledger:
     def attempts(self, key: str) -> list[dict]:
         """Failed attempts so far, each with reason, log and time."""
         try:
-            return json.loads((self.folder / "failed" / key).read_text())["attempts"]
+            return _read_record(self.folder / "failed" / key, "attempts")["attempts"]
         except FileNotFoundError:
             return []
 
@@ -178,6 +202,11 @@ class Ledger:
                 won = True
             except FileExistsError:  # on NFS also when the link was made but the answer got lost
                 won = temporary.stat().st_nlink == 2
+            except OSError as error:
+                if error.errno not in NOT_SUPPORTED:
+                    raise
+                raise InputError(f"{self.folder}: this file system has no hard links, by which sweeps claim; have "
+                                 f"{self.folder.parent}/ on another one (it may be a symbolic link)") from error
         sync_folder(path.parent)
         return won
 
@@ -253,32 +282,63 @@ class HeartbeatClaim(Claim):
         self.renewed = time.monotonic()
 
     @staticmethod
-    def _newest(ledger: Ledger, key: str) -> tuple[int, bool]:
-        """Number of the newest claim, 0 where there is none, and whether it is fresh."""
+    def _newest(ledger: Ledger, key: str) -> tuple[int, float]:
+        """Number of the newest claim, 0 where there is none, and its age in seconds."""
         claims = ledger.folder / "claims"
         number = next(n for n in itertools.count() if not (claims / f"{key}.{n + 1}").exists())
         stamp = (claims / f"{key}.{number}").stat().st_mtime if number else 0
-        return number, stamp > 0 and ledger.server_time() - stamp < STALE_AFTER
+        return number, ledger.server_time() - stamp
 
     @classmethod
     def make(cls, ledger: Ledger, key: str, words: str) -> "HeartbeatClaim | None":
-        number, is_fresh = cls._newest(ledger, key)
+        number, age = cls._newest(ledger, key)
         claim = cls(ledger, key, number + 1)
-        return claim if not is_fresh and ledger._publish(claim.path, words) else None
+        if age < 0:  # the clock was set back: from now on the claim ages, unless its holder lives
+            os.utime(ledger.folder / "claims" / f"{key}.{number}")
+        return claim if age >= STALE_AFTER and ledger._publish(claim.path, words) else None
 
     @classmethod
     def exists(cls, ledger: Ledger, key: str) -> bool:
-        return cls._newest(ledger, key)[1]
+        return cls._newest(ledger, key)[1] < STALE_AFTER
 
     def renew(self) -> bool:
         if time.monotonic() - self.renewed >= RENEW_EVERY:
-            os.utime(self.path)  # None: the server's clock
             self.renewed = time.monotonic()
-            return not self.following.exists()
+            with contextlib.suppress(FileNotFoundError):  # somebody has deleted it
+                os.utime(self.path)  # by the server's clock
+                return not self.following.exists()
+            return False
         return True
 
     def release(self) -> None:
-        os.utime(self.path, (0, 0))
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.path, (0, 0))
+
+
+def _try_flock(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
+            raise InputError(f"{folder}: this file system has no locks (flock); claim by --ledger heartbeat") from error
+
+
+def _draw(number: int) -> str:
+    return f"{number:04}"
+
+
+def _read_record(path: Path, *needed: str) -> dict:
+    """A JSON file of the ledger; raise InputError, that says what to do, where it is damaged or a stray."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if missing := set(needed) - record.keys():
+            raise ValueError(f"no '{min(missing)}' in it")
+        return record
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path}: damaged, or no file of the sweep's own ({error}); delete it: what is trained is "
+                         "found again by its rows") from error
 
 
 def _names(folder: Path) -> list[str]:

@@ -9,6 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
+from src.results import SWEEP_MERGES
 from src.subsets import Subset
 from src.sweep.agenda import Agenda, Items
 from src.sweep.checked import keep
@@ -29,7 +30,8 @@ def run_sweep(args: argparse.Namespace, items: Items) -> int:
     devices = resolve_devices(args.device) if args.launcher == "local" else []
     folder = SETS / args.task_set_name
     slots = [device for _ in range(args.jobs_per_device) for device in devices]
-    environments = {device: os.environ | device_environment(device, len(slots)) for device in devices}
+    environments = {device: os.environ | device_environment(device, len(slots)) | {SWEEP_MERGES: "1"}
+                    for device in devices}
     agenda = Agenda(args, items, environments[devices[0]] if devices else os.environ, folder)
     code, at_once = 0, len(slots) or args.workers
     try:
@@ -60,6 +62,9 @@ def _begin(agenda: Agenda, folder: Path, mode: str | None, at_once: int) -> tupl
     subsets = agenda.subsets(ledger, write=True)
     ledger.want(shlex.join(["python", sys.argv[0], *agenda.args.command_line]), [" ".join(each) for each in subsets])
     announce(agenda, ledger, subsets, at_once)
+    for members in subsets:
+        if ledger.is_done(agenda.key(members)) and not agenda.has_rows(members):
+            ledger.undo(agenda.key(members))
     if agenda.args.retry_failed:
         for members in subsets:
             ledger.forget_failures(agenda.key(members))

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.cli import describe_exit, signal_group, warn
+from src.results import Results
 from src.subsets import Subset
 from src.sweep.agenda import Agenda
 from src.sweep.children import Child, ShellStarter, WarmStarter
@@ -31,6 +32,8 @@ BAD_FLAGS = 2  # exit code of a child that refuses its command line
 NOTED = (signal.SIGINT, signal.SIGTERM)
 GRACE = 2.0  # seconds between TERM and KILL
 LOOK_AGAIN = 0.5  # seconds between looks at subsets that others are training
+MERGE_EVERY = 30.0  # seconds between merges of the results, and
+MERGE_SHARE = 0.01  # of the time at most
 LOG_TAIL = 12  # lines of a child's log that are shown
 
 
@@ -48,6 +51,32 @@ class Running:
     stopped: str | None = None  # why it was told to end
     kill_at: float = float("inf")
 
+    def stop(self, why: str) -> None:
+        """TERM now; whoever looks after the child sends KILL when it is time."""
+        self.stopped, self.kill_at = why, time.monotonic() + GRACE
+        signal_group(self.child.pid, signal.SIGTERM)
+
+    def refusal(self) -> str:
+        last = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL:]
+        return "\n".join([shlex.join(self.command), *last])
+
+
+class Merging:
+    """Brings the CSV files up to date with what the children have left, but not again before it is worth its time."""
+
+    def __init__(self, results: Results):
+        self.results, self.due = results, time.monotonic() + MERGE_EVERY
+
+    def when_due(self) -> None:
+        if time.monotonic() >= self.due:
+            self.now()
+
+    def now(self) -> None:
+        began = time.monotonic()
+        self.results.merge()
+        took = time.monotonic() - began
+        self.due = began + took + max(MERGE_EVERY, took / MERGE_SHARE)
+
 
 class Scheduler:
     """Trains what is left of `subsets`.
@@ -63,13 +92,15 @@ class Scheduler:
         self.agenda, self.args, self.ledger = agenda, agenda.args, ledger
         self.slots, self.environments, self.starter = slots, environments, starter
         self.bar, self.tally = bar, bar.tally
-        self.queue = deque(subsets)
+        self.subsets, self.queue = subsets, deque(subsets)
         self.running: list[Running] = []
+        self.merging = Merging(agenda.results)
 
     def run(self) -> None:
         try:
             with _signals(self._interrupt) as wake_up:
                 self._loop(wake_up)
+                self.merging.now()
         finally:
             for job in self.running:  # only after an error in here
                 signal_group(job.child.pid)
@@ -83,15 +114,12 @@ class Scheduler:
                 signal_group(job.child.pid)
         self.tally.interrupted = number
 
-    def _is_ending(self) -> bool:
-        return bool(self.tally.interrupted or self.tally.refused)
-
     def _loop(self, wake_up: socket.socket) -> None:
         while True:
-            while self.slots and self.queue and not self._is_ending():
+            while self.slots and self.queue and not self.tally.is_ending:
                 if not self._start_next():
                     break
-            if not self.running and (self._is_ending() or not self.queue):
+            if not self.running and (self.tally.is_ending or not (self.queue or self._take_up_lost())):
                 return
             busy_elsewhere = self.queue and self.slots
             due = min((job.kill_at for job in self.running), default=float("inf")) - time.monotonic()
@@ -102,7 +130,18 @@ class Scheduler:
             for job in [job for job in self.running if job.child in ready]:
                 self._finish(job)
             self._look_after()
+            self.merging.when_due()
             self.bar.update()
+
+    def _take_up_lost(self) -> bool:
+        """Queue what was completed, but whose rows somebody has deleted meanwhile; return whether there is any."""
+        lost = self.agenda.without_parts(members for members in self.subsets if members not in self.tally.failed)
+        for members in lost:
+            self.ledger.undo(self.agenda.key(members))
+            self.tally.done -= 1
+            self.bar.say(f"again   {' '.join(members)}: its rows were deleted")
+        self.queue.extend(lost)
+        return bool(lost)
 
     def _start_next(self) -> bool:
         """Start the first subset of the queue that can be claimed; False where there is none."""
@@ -140,16 +179,13 @@ class Scheduler:
         now = time.monotonic()
         for job in self.running:
             if job.stopped is None:
-                if self._is_ending():
-                    job.stopped = "interrupted"
+                if self.tally.is_ending:
+                    job.stop("interrupted")
                 elif self.args.subset_timeout and now - job.since > self.args.subset_timeout:
-                    job.stopped = f"timed out after {self.args.subset_timeout:g} s"
+                    job.stop(f"timed out after {self.args.subset_timeout:g} s")
                 elif not job.claim.renew():
-                    job.stopped = "interrupted"
+                    job.stop("interrupted")
                     warn(f"{' '.join(job.members)}: the claim was lost, this process stood still for too long")
-                if job.stopped:
-                    signal_group(job.child.pid, signal.SIGTERM)
-                    job.kill_at = now + GRACE
             elif now >= job.kill_at:
                 signal_group(job.child.pid)
                 job.kill_at = float("inf")
@@ -168,8 +204,7 @@ class Scheduler:
                 self.queue.append(members)
                 return
             if code == BAD_FLAGS and job.stopped is None:
-                last = job.log.read_text(errors="replace").splitlines()[-LOG_TAIL:]
-                self.tally.refused = "\n".join([shlex.join(job.command), *last])
+                self.tally.refused = job.refusal()
                 return
             reason = job.stopped or (describe_exit(code) if code else "exit code 0, but without completed rows")
             attempts = self.ledger.fail(self.agenda.key(members), name, reason, str(job.log))
@@ -182,8 +217,6 @@ class Scheduler:
     def _commit(self, members: Subset, claim: Claim, log: Path | None, how: str) -> None:
         key = self.agenda.key(members)
         try:
-            if log is None:  # of a child that may have died between its rows and the merged files
-                self.agenda.results.merge()
             record = self.agenda.words(members) | {"runs": self.agenda.run_ids(members),
                                                    "log": str(log) if log else None}
             first = self.ledger.commit(key, record)

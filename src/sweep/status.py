@@ -24,15 +24,19 @@ def announce(agenda: Agenda, ledger: Ledger, subsets: list[Subset], at_once: int
         print(f"{count} subsets given")
     print(coverage(agenda.space, subsets))
     done = ledger.done()
-    here = sum(agenda.key(members) in done for members in subsets)
+    here = [members for members in subsets if agenda.is_done(ledger, members)]
     if here:
-        print(f"{here} of {count} are done already" + (": nothing is left to do" if here == count else ""))
-    if here < count:
-        print(f"to come: {to_come(agenda, [each for each in subsets if agenda.key(each) not in done], at_once)}")
-    words = {" ".join(members) for members in subsets if agenda.key(members) not in done}
+        print(f"{len(here)} of {count} are done already" + (": nothing is left to do" if len(here) == count else ""))
+    if len(here) < count:
+        print(f"to come: {to_come(agenda, [each for each in subsets if each not in here], at_once)}")
+    keys = {agenda.key(members): members for members in subsets}
+    if lost := len(keys.keys() & done.keys()) - len(here):
+        print(f"{lost} of {count} were done, but their rows are gone, or are not all that is asked for now: they are "
+              "evaluated where a checkpoint was kept, else trained again")
+    words = {" ".join(members) for key, members in keys.items() if key not in done}
     other = [record for record in done.values() if record["subset"] in words]
     if other:
-        before, settings = dict(other[-1]["settings"]), agenda.settings
+        before, settings = dict(other[-1].get("settings", {})), agenda.settings
         scored = before.pop("held_out", [])
         changed = [f"{name} was {before.get(name, 'not given')}, is {settings.get(name, 'not given')}"
                    for name in sorted(before.keys() | settings.keys())
@@ -77,7 +81,7 @@ def print_status(agenda: Agenda, ledger: Ledger) -> None:
 
 def _state(agenda: Agenda, ledger: Ledger, members: Subset) -> str:
     key = agenda.key(members)
-    if ledger.is_done(key):
+    if agenda.is_done(ledger, members):
         return "done"
     if ledger.is_claimed(key):
         return "running"
@@ -99,6 +103,10 @@ class Tally:
     @property
     def left(self) -> int:
         return self.total - self.done - len(self.failed)
+
+    @property
+    def is_ending(self) -> bool:
+        return bool(self.interrupted or self.refused)
 
     def __str__(self) -> str:
         return f"{self.done} done, {len(self.failed)} failed, {self.left} left"

@@ -27,6 +27,7 @@ from src.training.model import check_model, load_family, load_model
 from src.training.tokenised import Prepared, Preparer
 
 log = logging.getLogger(__name__)
+ROLES = {"validation": "valid", "test": "test"}  # role of evaluated rows -> name of the split in the results
 Data = dict[str, dict[str, list[Prepared]]]  # role -> item name -> one entry per template
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import io
 import json
 import logging
 import shutil
@@ -15,18 +16,17 @@ from src.cli import print_table
 from src.files import write_whole
 from src.identity import short_hash, trained_hash
 from src.names import MAX_NAME, check_name, natural_order, plain_name
-from src.results import Results, read_part
+from src.results import Results, summary
 from src.tasks.task import Item
 from src.training.check import check_and_describe
 from src.training.checkpoints import is_at_its_end, last_checkpoint
-from src.training.experiment import Data, Experiment, report_data
+from src.training.experiment import ROLES, Data, Experiment, report_data
 from src.training.held_out import NOTHING, HeldOut, prepare
 from src.training.record import describe, log_file, name_folder, peak_memory_mb, reports, set_up_logging, title
 from src.training.tokenised import mix
 from src.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-ROLES = {"validation": "valid", "test": "test"}  # role of the rows -> name of the split in the results
 
 
 def run_experiment(experiment: Experiment) -> int:
@@ -48,7 +48,7 @@ def run_experiment(experiment: Experiment) -> int:
     if experiment.data.pad_to_max_length and not args.torch_compile:
         log.info("--pad_to_max_length: padding each batch to its longest row instead (the loss is the same, the cost a "
                  "fraction); --torch_compile honours it")
-    completed = True
+    completed, runs = True, []
     for seed in experiment.seeds:
         of_seed = experiment.of_seed(seed)
         selections = of_seed.selections()
@@ -57,8 +57,11 @@ def run_experiment(experiment: Experiment) -> int:
             report_data(data)
         run = Run(of_seed, of_seed.content(selections), prepare(of_seed))
         completed &= run.execute(data)
+        runs.append(run.run_id)
+        if args.process_index == 0:  # also where the run was completed: it may have ended before this
+            experiment.results.merge_unless_in_sweep()
     if args.process_index == 0:
-        _print_results(experiment.results, run)
+        _print_results(experiment.results, runs, run.trained_on)
     return 0 if completed else 1
 
 
@@ -79,20 +82,25 @@ class Run:
         self.predictions: list[dict] = []  # of the last evaluations, with --save_predictions
         self.wanted = {(ROLES[role], item.name, metric) for role in experiment.roles if role in ROLES
                        for item in (*experiment.items, *held_out.items) for metric in experiment.metrics(item)}
+        self.before: list[dict[str, str]] = []  # rows that were there
 
     def execute(self, data: Data) -> bool:
-        """Do the run; return whether it is completed. A failure is recorded, with its traceback in the log."""
-        args, results, earlier = self.args, self.results, []
+        """Do the run, or what is missing of it; return whether it is completed.
+
+        A failure is recorded, with its traceback in the log; completed rows of before stay then. So do those that
+        are not asked for now.
+        """
+        args, results = self.args, self.results
         with args.main_process_first(desc="results", local=False):
             if args.overwrite_output_dir and args.process_index == 0:
                 shutil.rmtree(args.output_dir, ignore_errors=True)
-            elif results.is_completed(self.run_id) and not args.overwrite_output_dir:
-                if results.is_completed(self.run_id, self.wanted):
+            elif not args.overwrite_output_dir:
+                if not (missing := self._missing()):
                     log.info("%s is completed already; --overwrite_output_dir does it again", self.run_id)
                     return True
-                log.info("%s lacks scores that are asked for now: evaluated from its checkpoint, or trained again where"
-                         " none was kept", self.run_id)
-                earlier = read_part(results.part(self.run_id))
+                self.before = results.rows_of(self.run_id)
+                if self.before:
+                    log.info("%s is completed, but %s was not asked for then", self.run_id, missing)
         record = self.describe(data)
         self._write_record(record)
         start, cpu = time.time(), time.process_time()
@@ -119,10 +127,22 @@ class Run:
                     json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions))
             rows = [self.row(item, record) | {"split": split, "metric": metric, "value": value, "n_examples": count}
                     for split, item, metric, value, count in values]
-            if status == "completed":
-                rows += [row for row in earlier if (row["split"], row["item"], row["metric"]) not in self.wanted]
-            results.write_run(self.run_id, rows if status == "completed" else earlier or rows, record)
+            if self.before and status == "failed":
+                results.write_record(self.run_id, record)
+            else:
+                kept = [row for row in self.before if (row["split"], row["item"], row["metric"]) not in self.wanted]
+                results.write_part(self.run_id, [*kept, *rows], record)
         return status == "completed"
+
+    def _missing(self) -> str:
+        """What the run's results lack of what is asked for, in words; empty where it is completed."""
+        wanted = self.wanted
+        if not self.results.is_completed(self.run_id, wanted):
+            has = {(row["split"], row["item"], row["metric"]) for row in self.results.rows_of(self.run_id)}
+            return " ".join(min(wanted - has, default=("its record",)))
+        no_predictions = self.experiment.result.save_predictions and not self.results.part(
+            self.run_id, "predictions.jsonl").exists()
+        return "--save_predictions" if no_predictions and wanted else ""
 
     def _train_and_evaluate(self, data: Data) -> tuple[dict[str, dict[str, float]], dict]:
         args, data_args = self.args, self.experiment.data
@@ -145,6 +165,8 @@ class Run:
             else:
                 if checkpoint:
                     log.info("going on from %s", checkpoint)
+                elif self.before:
+                    log.info("its checkpoint was not kept, so it is trained again")
                 training["loss"] = trainer.train(resume_from_checkpoint=checkpoint).training_loss
             training |= {"steps": trainer.state.global_step, "resumed_from": checkpoint,
                          "best_step": trainer.state.best_global_step, "best_metric": trainer.state.best_metric,
@@ -203,20 +225,17 @@ def _counts(data: Data) -> dict:
                    for item, entries in by_item.items()} for role, by_item in data.items()}
 
 
-def _print_results(results: Results, run: Run) -> None:
-    """Print the lines of the CSV files that are the run's, means over its seeds, and where the files are."""
+def _print_results(results: Results, runs: list[str], trained_on: str) -> None:
+    """Print the scores of the runs, means over seeds, and where the files are."""
+    rows = [row for run_id in runs for row in results.rows_of(run_id)]
     for split in ROLES.values():
-        path = results.summary_csv(split)
-        if not path.exists():
+        means = list(csv.DictReader(io.StringIO(summary(rows, split))))
+        if not means:
             continue
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file)
-                    if (row["config_hash"], row["Trained on"]) == (run.experiment.config_hash, run.trained_on)]
-        metrics = [name for name in (rows[0] if rows else {}) if name.startswith("eval_")
-                   and not name.endswith("_std") and any(row[name] for row in rows)]
+        metrics = [name for name in means[0] if name.startswith("eval_") and not name.endswith("_std")]
         cells = [[row["Task"], *(row[m] and f"{float(row[m]):.4f}" + (row[m + "_std"] and (
-            f" ± {float(row[m + '_std']):.4f}")) for m in metrics)] for row in rows]
-        print(f"\n{split}, mean over {rows[0]['runs'] if rows else 0} run(s), trained on: {run.trained_on}")
+            f" ± {float(row[m + '_std']):.4f}")) for m in metrics)] for row in means]
+        print(f"\n{split}, mean over {means[0]['runs']} run(s), trained on: {trained_on}")
         print_table(["Task", *metrics], cells, box=None, pad_edge=False)
-        print(path)
+        print(results.summary_csv(split))
     print(f"\nall runs: {results.runs_csv}\nrecords and logs: {results.folder / 'runs'}/")
