@@ -207,9 +207,8 @@ class Agenda:
         return all(self.results.is_completed(run_id, wanted) for run_id in self.run_ids(members))
 
     def _scored(self, members: Subset) -> list[tuple[str, list[str]]]:
-        """The items that are scored after training on the subset, and their metrics."""
-        return [(item, self.answer["metrics"][item]) for item in members] + [
-            (item, self._held_out[item][1]) for item in self.held_out(members)]
+        metrics = self.answer["metrics"] | {item: found[1] for item, found in self._held_out.items()}
+        return [(item, metrics[item]) for item in (*members, *self.held_out(members))]
 
     def is_done(self, ledger: Ledger, members: Subset) -> bool:
         """Whether the ledger says so, and the rows are there: somebody may have deleted them, or ask for more now."""

@@ -71,7 +71,7 @@ class Ledger:
                 (ledger.folder / name).mkdir(parents=True, exist_ok=True)
             if (mode or ledger.mode) == "flock":
                 _try_flock(ledger.folder)
-            ledger._publish(ledger.folder / "mode", (mode or ledger.mode) + "\n")
+            _publish(ledger.folder / "mode", (mode or ledger.mode) + "\n")
             ledger.server_time()  # a write, also where the folder was there
         except OSError as error:
             raise InputError(f"{ledger.folder}: cannot write there: {error.strerror}; "
@@ -104,7 +104,7 @@ class Ledger:
     def add_draw(self, draws: int, lines: list[str], comment: str) -> bool:
         """Add lines after the given number of draws; False where another process was first: read again."""
         text = "".join(f"{line}\n" for line in [f"# {comment}", *lines])
-        return self._publish(self.folder / "plan" / _draw(draws + 1), text)
+        return _publish(self.folder / "plan" / _draw(draws + 1), text)
 
     def want(self, command: str, lines: list[str]) -> None:
         """Note what a command that begins wants, for people and pages: nothing of the sweep reads it."""
@@ -157,7 +157,7 @@ class Ledger:
     def commit(self, key: str, record: dict) -> bool:
         """Record a subset as completed; False where it already was, and nothing changes."""
         record = {**record, "completed": now(), "by": owner()}
-        first = self._publish(self.folder / "done" / key, json.dumps(record, indent=1) + "\n")
+        first = _publish(self.folder / "done" / key, json.dumps(record, indent=1) + "\n")
         self.write_text_file()
         return first
 
@@ -191,24 +191,6 @@ class Ledger:
 
     def forget_failures(self, key: str) -> None:
         (self.folder / "failed" / key).unlink(missing_ok=True)
-
-    def _publish(self, path: Path, text: str) -> bool:
-        """Write a file that is not there yet, whole; False where it is there: the first wins."""
-        if path.exists():
-            return False
-        with whole_temporary(path, text) as temporary:
-            try:
-                path.hardlink_to(temporary)
-                won = True
-            except FileExistsError:  # on NFS also when the link was made but the answer got lost
-                won = temporary.stat().st_nlink == 2
-            except OSError as error:
-                if error.errno not in NOT_SUPPORTED:
-                    raise
-                raise InputError(f"{self.folder}: this file system has no hard links, by which sweeps claim; have "
-                                 f"{self.folder.parent}/ on another one (it may be a symbolic link)") from error
-        sync_folder(path.parent)
-        return won
 
     def server_time(self) -> float:
         """Now, by the clock that stamps the files."""
@@ -295,7 +277,7 @@ class HeartbeatClaim(Claim):
         claim = cls(ledger, key, number + 1)
         if age < 0:  # the clock was set back: from now on the claim ages, unless its holder lives
             os.utime(ledger.folder / "claims" / f"{key}.{number}")
-        return claim if age >= STALE_AFTER and ledger._publish(claim.path, words) else None
+        return claim if age >= STALE_AFTER and _publish(claim.path, words) else None
 
     @classmethod
     def exists(cls, ledger: Ledger, key: str) -> bool:
@@ -313,6 +295,26 @@ class HeartbeatClaim(Claim):
     def release(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.utime(self.path, (0, 0))
+
+
+def _publish(path: Path, text: str) -> bool:
+    """Write a file of a ledger that is not there yet, whole; False where it is there: the first wins."""
+    if path.exists():
+        return False
+    with whole_temporary(path, text) as temporary:
+        try:
+            path.hardlink_to(temporary)
+            won = True
+        except FileExistsError:  # on NFS also when the link was made but the answer got lost
+            won = temporary.stat().st_nlink == 2
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
+            sets = path.parent.parent if path.parent.name in ("plan", "claims", "done") else path.parent
+            raise InputError(f"{sets}: this file system has no hard links, by which sweeps claim; have "
+                             f"{sets.parent}/ on another one (it may be a symbolic link)") from error
+    sync_folder(path.parent)
+    return won
 
 
 def _try_flock(folder: Path) -> None:

@@ -85,11 +85,8 @@ class Run:
         self.before: list[dict[str, str]] = []  # rows that were there
 
     def execute(self, data: Data) -> bool:
-        """Do the run, or what is missing of it; return whether it is completed.
-
-        A failure is recorded, with its traceback in the log; completed rows of before stay then. So do those that
-        are not asked for now.
-        """
+        """Do the run, or what is missing of it; return whether it is completed. A failure is recorded, with its
+        traceback in the log; completed rows of before stay then, as those do that are not asked for now."""
         args, results = self.args, self.results
         with args.main_process_first(desc="results", local=False):
             if args.overwrite_output_dir and args.process_index == 0:
@@ -98,8 +95,7 @@ class Run:
                 if not (missing := self._missing()):
                     log.info("%s is completed already; --overwrite_output_dir does it again", self.run_id)
                     return True
-                self.before = results.rows_of(self.run_id)
-                if self.before:
+                if self.before := results.rows_of(self.run_id):
                     log.info("%s is completed, but %s was not asked for then", self.run_id, missing)
         record = self.describe(data)
         self._write_record(record)
@@ -136,13 +132,12 @@ class Run:
 
     def _missing(self) -> str:
         """What the run's results lack of what is asked for, in words; empty where it is completed."""
-        wanted = self.wanted
-        if not self.results.is_completed(self.run_id, wanted):
+        if not self.results.is_completed(self.run_id, self.wanted):
             has = {(row["split"], row["item"], row["metric"]) for row in self.results.rows_of(self.run_id)}
-            return " ".join(min(wanted - has, default=("its record",)))
+            return " ".join(min(self.wanted - has, default=("its record",)))
         no_predictions = self.experiment.result.save_predictions and not self.results.part(
             self.run_id, "predictions.jsonl").exists()
-        return "--save_predictions" if no_predictions and wanted else ""
+        return "--save_predictions" if no_predictions and self.wanted else ""
 
     def _train_and_evaluate(self, data: Data) -> tuple[dict[str, dict[str, float]], dict]:
         args, data_args = self.args, self.experiment.data
