@@ -13,6 +13,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two tests at once on two cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("COLUMNS", None)  # the width of the terminal, or of what runs the tests, decides no output
 ROOT = Path(__file__).parent.parent
 ENGINES = os.environ.get("ENGINES", "optional")  # required: tests of SLURM and Ray fail where they cannot run
 
