@@ -12,7 +12,7 @@ import numpy as np
 from src.cli import InputError, did_you_mean
 from src.metrics import LOWER_IS_BETTER, METRICS
 from src.names import natural_order
-from src.scores import oriented
+from src.scores import oriented, own_metrics
 
 UNITS = ("relative", "points", "gain")
 KINDS = {**dict.fromkeys(("loss", "choice_loss", *LOWER_IS_BETTER), "relative"),
@@ -77,9 +77,13 @@ def choose_metrics(scores, words: list[str] | None, main_metrics: Callable[[list
                                  f"{did_you_mean(name, known)}")
     if own:  # each item's rows by hand: `oriented` would take the only metric there is
         rest = [item for item in dict.fromkeys(scores["item"]) if item not in own]
-        own |= main_metrics(rest) if rest else {}
+        own |= own_metrics(scores, rest, main_metrics) if rest else {}
         scores = scores[scores["metric"] == scores["item"].map(own)]
-    chosen = oriented(scores, plain[0] if plain else None, lambda items: own or main_metrics(items))
+        for item in rest:
+            if item not in set(scores["item"]):
+                raise InputError(f"--metric: no {own[item]} of '{item}' in these results; say {item}=METRIC, too")
+    chosen = oriented(scores, plain[0] if plain else None,
+                      lambda items: {item: own[item] for item in items} if own else main_metrics(items))
     used = set(chosen["metric"])
     for flag, named in (("--lower_is_better", lower), ("--higher_is_better", higher)):
         for metric in named:

@@ -212,6 +212,13 @@ def transferred(scores) -> np.ndarray:
 # ---- choose ---------------------------------------------------------------------------------------------------------
 
 
+def own_metrics(scores, items: list[str], main_metrics: Callable[[list[str]], dict[str, str]]) -> dict[str, str]:
+    """The metric of each item: its main one; where nothing was generated, choice_accuracy, or else loss."""
+    there = {item: set(of_item["metric"]) for item, of_item in scores.groupby("item")}
+    return {item: next((name for name in (main, "choice_accuracy", "loss") if name in there[item]), main)
+            if "exact_match" not in there[item] else main for item, main in main_metrics(items).items()}
+
+
 def oriented(scores, metric: str | None, main_metrics: Callable[[list[str]], dict[str, str]]):
     """The rows of each item's metric, with values so that higher is better.
 
@@ -232,7 +239,7 @@ def oriented(scores, metric: str | None, main_metrics: Callable[[list[str]], dic
     only = found - set(NOT_A_SCORE)
     if metric is None and len(only) == 1:
         metric = only.pop()
-    wanted = main_metrics(items) if metric is None else dict.fromkeys(items, metric)
+    wanted = own_metrics(scores, items, main_metrics) if metric is None else dict.fromkeys(items, metric)
     scores = scores[scores["metric"] == scores["item"].map(wanted)]
     for item in items:
         if item not in set(scores["item"]):

@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from src import results
 from src.cli import InputError
 from src.cluster import affinity
-from src.scores import oriented, read_scores
+from src.scores import oriented, own_metrics, read_scores
 from src.tasks.catalogue import load_task, main_metrics
 
 COLUMNS = ["run_id", "status", "seed", "item", "template", "template_hash", "content_hash", "trained_hash",
@@ -112,6 +113,13 @@ def test_a_loss_is_turned_round_and_an_items_main_metric_is_its_tasks(tmp_path):
     for metric, message in (("gen_len", "says nothing"), ("los", "did you mean 'loss'")):
         with pytest.raises(InputError, match=message):
             matrix(folder, metric)
+
+
+def test_where_nothing_was_generated_choices_or_losses_count():
+    rows = [("a", "loss"), ("a", "choice_accuracy"), ("b", "loss"), ("c", "loss"), ("c", "exact_match")]
+    scores = pd.DataFrame([{"item": item, "metric": metric} for item, metric in rows])
+    assert own_metrics(scores, ["a", "b", "c"], lambda items: dict.fromkeys(items, "accuracy")) == {
+        "a": "choice_accuracy", "b": "loss", "c": "accuracy"}  # c's is missing: that is an error
 
 
 def test_an_unknown_task_asks_for_a_metric_where_there_are_several(tmp_path):

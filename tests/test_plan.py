@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from src import scores as reader
-from src.gains import Gains
+from src.cli import InputError
+from src.gains import Gains, choose_metrics
 from src.plan import __main__ as command
 from src.plan import choose, confirm, predict, rounds
 from src.plan.choose import IMPOSSIBLE, Worth, every_subset, partition
@@ -364,6 +366,15 @@ def test_budget_overlap_weights(place):
     assert plan("--weights", "weights", "--explore", "0") == 0
     found = read_plan(place)
     assert found["gain"] == pytest.approx(0.1 * 7 / 7, abs=0.05)
+
+
+def test_no_item_is_dropped_for_want_of_its_metric():
+    """Where one item's metric is named, the others keep theirs, or that is an error."""
+    scores = pd.DataFrame([{"item": item, "metric": metric, "value": 1.0} for item, metric in (
+        ("a", "loss"), ("b", "loss"), ("b", "exact_match"))])
+    with pytest.raises(InputError, match="no rougeL of 'b' in these results; say b=METRIC, too"):
+        choose_metrics(scores, ["a=loss"], lambda items: dict.fromkeys(items, "rougeL"), [], [])
+    assert set(choose_metrics(scores, ["a=loss", "b=exact_match"], None, [], [])["item"]) == {"a", "b"}
 
 
 def test_numbers_printed_are_those_of_the_file(place, capsys):

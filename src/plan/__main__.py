@@ -34,8 +34,8 @@ def make_parser() -> argparse.ArgumentParser:
         "(default: --save_name)")
     add("--split", default="valid", choices=["valid", "test"], help="scores to choose by (default: valid; those of the "
         "test split, where there are any, are then reported)")
-    add("--metric", nargs="+", metavar="METRIC", help="metric of all items, or ITEM=METRIC for some (default: each "
-        "task's own main metric)")
+    add("--metric", nargs="+", action="extend", metavar="METRIC",
+        help="metric of all items, or ITEM=METRIC for some (default: each task's own main metric)")
     add("--lower_is_better", nargs="+", default=[], metavar="METRIC", help="metrics of your own that are losses")
     add("--higher_is_better", nargs="+", default=[], metavar="METRIC", help="metrics of your own that are scores")
     add("--unit", choices=UNITS, help="of gains: relative to the score alone, points, or gain: as it is (default: "
