@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from src.cli import InputError
 
@@ -51,6 +52,15 @@ def read_bytes(path: Path, what: str = "") -> bytes:
 def read_text(path: Path, what: str = "") -> str:
     """All of a text file, UTF-8 with or without a byte order mark; InputError as of `read_bytes` and `decode`."""
     return decode(read_bytes(path, what), str(path))
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; InputError, naming it, where it cannot be read or is none."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: not whole, or no JSON: {error}") from error
 
 
 def stamp(status: os.stat_result) -> list[int]:

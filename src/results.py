@@ -296,8 +296,7 @@ def _reject_known(results: Results, parts: Mapping[str, tuple[Path, str, list[Sc
     names, seen = ("item", "trained_on", "metric", "split", "config_hash", "seed"), {}
     for path in sorted((results.folder / "runs").glob("import-*.csv")):
         if path.stem not in parts:
-            with path.open(encoding="utf-8", newline="") as file:
-                seen |= {tuple(row.get(name) for name in names): path.stem for row in csv.DictReader(file)}
+            seen |= {tuple(row.get(name) for name in names): path.stem for row in read_part(path) or ()}
     for run_id, (path, _, scores) in parts.items():
         for score in scores:
             other = seen.setdefault(tuple(str(getattr(score, name)) for name in names), run_id)

@@ -12,7 +12,7 @@ import pytest
 from conftest import DEMO, ROOT
 
 from src import metrics
-from src.cli import InputError, run_as_script
+from src.cli import InputError, print_table, run_as_script
 from src.files import locked, write_whole
 from src.sweep.ledger import Ledger
 
@@ -84,6 +84,21 @@ def test_signs_that_the_terminal_does_not_know():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"},
                           capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "1 \\xb1 2, \\u5b66\n"), done.stderr
+
+
+def test_tables_are_not_cut(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    words = ("a-name-of-some-thirty-characters", "another-name-of-thirty-characters", "two words")
+    print_table(("task", "where its rows would come from", "x"), [words])
+    out = capsys.readouterr().out
+    assert all(word in out for word in (*words[:2], "two", "words")) and "\u2026" not in out
+
+
+def test_pictures_are_drawn_under_a_notebook(tmp_path):
+    code = "from src.cluster.plots import _pyplot; _pyplot().savefig('x.png')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0 and (tmp_path / "x.png").exists(), done.stderr
 
 
 @pytest.fixture

@@ -95,7 +95,8 @@ class Run:
                 if not (missing := self._missing()):
                     log.info("%s is completed already; --overwrite_output_dir does it again", self.run_id)
                     return True
-                if self.before := results.rows_of(self.run_id):
+                self.before = results.rows_of(self.run_id)
+                if self.before:
                     log.info("%s is completed, but %s was not asked for then", self.run_id, missing)
         record = self.describe(data)
         self._write_record(record)
