@@ -5,6 +5,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import evaluate
@@ -13,7 +14,8 @@ from conftest import DEMO, ROOT
 
 from src import metrics
 from src.cli import InputError, print_table, run_as_script
-from src.files import locked, write_whole
+from src.files import STALE, locked, write_whole
+from src.results import Results
 from src.sweep.ledger import Ledger
 
 SHORT = [*DEMO, "--max_steps", "2", "--eval_steps", "2", "--save_steps", "2", "--task_name", "demo_a1", "--save_name",
@@ -77,6 +79,23 @@ def test_a_write_that_fails_names_the_file(tmp_path, monkeypatch):
     with pytest.raises(OSError) as caught:
         write_whole(tmp_path / "file", "new")
     assert caught.value.filename == str(tmp_path / "file") and not list(tmp_path.iterdir())
+
+
+def test_temporary_files_of_killed_processes_are_removed_when_they_are_old(tmp_path):
+    results = Results(tmp_path, "x")
+    results.write_part("a", [], {})
+    old, new, other = (results.folder / "runs" / f".a.csv.{end}" for end in ("0" * 16, "1" * 16, "mine"))
+    for path in (old, new, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (time.time() - 2 * STALE,) * 2)
+    assert results.merge() == 1 and not old.exists() and new.exists() and other.exists()
+    Ledger.open(tmp_path / "set")
+    old = tmp_path / "set/done" / old.name
+    old.touch()
+    os.utime(old, (0, 0))
+    Ledger.open(tmp_path / "set")
+    assert not old.exists()
 
 
 def test_signs_that_the_terminal_does_not_know():
