@@ -6,11 +6,15 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from src.cli import InputError
 
+TOKEN = 16  # signs that end the name of a temporary file
+STALE = 24 * 3600  # seconds: no file is being written for so long
 NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)  # by a file system: locks, hard links
 
 
@@ -53,6 +57,15 @@ def read_text(path: Path, what: str = "") -> str:
     return decode(read_bytes(path, what), str(path))
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; InputError, naming it, where it cannot be read or is none."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: not whole, or no JSON: {error}") from error
+
+
 def stamp(status: os.stat_result) -> list[int]:
     """What tells, without reading it, whether a file was changed or replaced: size, time in ns, number."""
     return [status.st_size, status.st_mtime_ns, status.st_ino]
@@ -90,20 +103,27 @@ def write_whole(path: Path, text: str, sync_name: bool = False) -> list[int]:
         written = stamp(temporary.stat())
         temporary.replace(path)
     if sync_name:
-        sync_folder(path.parent)
+        sync(path.parent)
     return written
 
 
 @contextlib.contextmanager
 def whole_temporary(path: Path, text: str) -> Iterator[Path]:
     """Write a hidden file beside `path`, synced, for a rename or a link; in the end that name is gone."""
-    # random: a name used again after a crash could still be a link to a published file
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
+    with temporary_beside(path) as temporary:
         with temporary.open("x", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        yield temporary
+
+
+@contextlib.contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """A name for a hidden file beside `path`, which nobody can foresee; in the end that name is gone."""
+    # random: a name used again after a crash could still be a link to a published file
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(TOKEN // 2)}")
+    try:
         yield temporary
     except OSError as error:
         if error.errno:
@@ -113,9 +133,17 @@ def whole_temporary(path: Path, text: str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names in `folder` survive a power failure."""
-    fd = os.open(folder, os.O_RDONLY)
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files that a killed process has left in `folder` long ago."""
+    for path in folder.glob(f".*.{'[0-9a-f]' * TOKEN}"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE:
+                path.unlink()
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, survive a power failure."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script, warn
-from src.files import check_writable, stamp, write_whole
+from src.files import check_writable, remove_stale, stamp, write_whole
 from src.identity import short_hash
 from src.names import SPLITS, check_name, natural_order, plain_name
 from src.tables import Reading, Score, describe, read_table
@@ -180,6 +180,8 @@ class Results:
             if not text:
                 path.unlink(missing_ok=True)
         write_whole(self.folder / MERGED, json.dumps(merged))
+        for folder in (self.folder, self.folder / "runs"):
+            remove_stale(folder)
         return merged
 
 
@@ -296,8 +298,7 @@ def _reject_known(results: Results, parts: Mapping[str, tuple[Path, str, list[Sc
     names, seen = ("item", "trained_on", "metric", "split", "config_hash", "seed"), {}
     for path in sorted((results.folder / "runs").glob("import-*.csv")):
         if path.stem not in parts:
-            with path.open(encoding="utf-8", newline="") as file:
-                seen |= {tuple(row.get(name) for name in names): path.stem for row in csv.DictReader(file)}
+            seen |= {tuple(row.get(name) for name in names): path.stem for row in read_part(path) or ()}
     for run_id, (path, _, scores) in parts.items():
         for score in scores:
             other = seen.setdefault(tuple(str(getattr(score, name)) for name in names), run_id)

@@ -56,11 +56,14 @@ class Scratch:
         self.folder = folder
 
     def run(self, script: str, *arguments: str) -> int:
-        """Run a script of the project in this process, as from the command line; return its exit code."""
+        """Run a script or module of the project in this process, as from the command line; return its exit code."""
         before = sys.argv
         sys.argv = [script, *map(str, arguments)]
         try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            if script.startswith("src."):
+                runpy.run_module(script, run_name="__main__")
+            else:
+                runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as stop:
             return stop.code
         finally:

@@ -413,6 +413,25 @@ def test_equal_splits_are_each_rebuilt(tmp_path, toy, tokenizer):
     assert all(cached(tmp_path)[name] != old[name] for name in old) and len(old) == 2
 
 
+@pytest.mark.parametrize("suffix", [".arrow", ".json"])
+@pytest.mark.parametrize("kept", ["nothing", "half", "all but a byte", "is gone"])
+def test_a_damaged_cache_is_made_again(tmp_path, toy, tokenizer, suffix, kept, capsys):
+    before = prepare(toy, tmp_path, tokenizer)
+    (path,) = (tmp_path / "cache/tokenised").glob(f"*{suffix}")
+    whole = path.read_bytes()
+    path.unlink()
+    if kept != "is gone":
+        path.write_bytes({"nothing": b"", "half": whole[:len(whole) // 2], "all but a byte": whole[:-1]}[kept])
+    after = prepare(toy, tmp_path, tokenizer)
+    assert after.dataset[:] == before.dataset[:] and after.counts == before.counts
+    assert len(list((tmp_path / "cache/tokenised").iterdir())) == 3  # with its lock
+    is_new = path.read_bytes() == whole
+    assert is_new or kept == "all but a byte"  # the last bytes of an Arrow file say no more than that it ends
+    assert ("not whole" in capsys.readouterr().err) == (is_new and (suffix, kept) != (".json", "is gone"))
+    prepare(toy, tmp_path, tokenizer)
+    assert capsys.readouterr().err == ""
+
+
 def _prepare_slowly(folder, barrier, queue):
     task = load_task("toy", folder / "tasks")
     built = []

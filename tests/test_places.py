@@ -5,6 +5,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import evaluate
@@ -12,8 +13,9 @@ import pytest
 from conftest import DEMO, ROOT
 
 from src import metrics
-from src.cli import InputError, run_as_script
-from src.files import locked, write_whole
+from src.cli import InputError, print_table, run_as_script
+from src.files import STALE, locked, write_whole
+from src.results import Results
 from src.sweep.ledger import Ledger
 
 SHORT = [*DEMO, "--max_steps", "2", "--eval_steps", "2", "--save_steps", "2", "--task_name", "demo_a1", "--save_name",
@@ -79,11 +81,43 @@ def test_a_write_that_fails_names_the_file(tmp_path, monkeypatch):
     assert caught.value.filename == str(tmp_path / "file") and not list(tmp_path.iterdir())
 
 
+def test_temporary_files_of_killed_processes_are_removed_when_they_are_old(tmp_path):
+    results = Results(tmp_path, "x")
+    results.write_part("a", [], {})
+    old, new, other = (results.folder / "runs" / f".a.csv.{end}" for end in ("0" * 16, "1" * 16, "mine"))
+    for path in (old, new, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (time.time() - 2 * STALE,) * 2)
+    assert results.merge() == 1 and not old.exists() and new.exists() and other.exists()
+    Ledger.open(tmp_path / "set")
+    old = tmp_path / "set/done" / old.name
+    old.touch()
+    os.utime(old, (0, 0))
+    Ledger.open(tmp_path / "set")
+    assert not old.exists()
+
+
 def test_signs_that_the_terminal_does_not_know():
     code = "from src.cli import run_as_script\nrun_as_script(lambda: print('1 \\u00b1 2, \\u5b66') or 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"},
                           capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "1 \\xb1 2, \\u5b66\n"), done.stderr
+
+
+def test_tables_are_not_cut(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    words = ("a-name-of-some-thirty-characters", "another-name-of-thirty-characters", "two words")
+    print_table(("task", "where its rows would come from", "x"), [words])
+    out = capsys.readouterr().out
+    assert all(word in out for word in (*words[:2], "two", "words")) and "\u2026" not in out
+
+
+def test_pictures_are_drawn_under_a_notebook(tmp_path):
+    code = "from src.cluster.plots import _pyplot; _pyplot().savefig('x.png')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0 and (tmp_path / "x.png").exists(), done.stderr
 
 
 @pytest.fixture

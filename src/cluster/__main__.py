@@ -24,6 +24,7 @@ from src.scores import UNTRAINED, oriented, provenance, read_scores, results_fil
 from src.tasks.catalogue import main_metrics
 
 SIGNIFICANT = 0.05
+MOST_DRAWN = 1_000_000  # resamples, permutations
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -62,6 +63,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     args = make_parser().parse_args(arguments)
+    check_name("--save_name", args.save_name)
+    check_name("--name", args.name or args.save_name)
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed}: must be at least 0")
     if args.extend and args.method != "sdp":
         raise InputError(f"--method {args.method}: does not go with --extend, which places items by its own search")
     if args.num_clusters != "auto" and not (args.num_clusters.isdecimal() and int(args.num_clusters) > 0):
@@ -69,8 +74,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if args.method == "threshold":
         args.hubs = args.hubs or "keep"
     for flag in ("bootstrap", "permutations"):
-        if getattr(args, flag) < 1:
-            raise InputError(f"--{flag} {getattr(args, flag)}: must be at least 1")
+        if not 1 <= getattr(args, flag) <= MOST_DRAWN:
+            raise InputError(f"--{flag} {getattr(args, flag)}: must be at least 1, at most {MOST_DRAWN}")
     return args
 
 
@@ -157,7 +162,6 @@ def write_subsets(args: argparse.Namespace, items: tuple[str, ...], clusters: li
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     folder, name = Path(args.results_dir) / args.save_name, args.name or args.save_name
-    check_name("--name", name)
     clusters_file, source = Path(args.clusters_dir) / f"{name}.txt", results_file(folder, args.split)
     for what, place in ((f"--clusters_dir {args.clusters_dir}", clusters_file.parent), ("affinity.csv", folder)):
         check_writable(f"{what} cannot be written", place)
@@ -170,6 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
     resamples = found.resample(args.bootstrap, rng)
     hubs, p, tests = evidence.choose_hubs(found.T, args.hubs, args.permutations, rng)
     S = sdp.symmetric(found.T, hubs)
+    if not S.any():
+        raise InputError(f"--save_name {args.save_name}: each item has the same score after every subset, and nothing "
+                         "tells clusters apart; choose another --metric")
     labels, curve, certificate = choose.choose(S, old, args)
     coassignment = None if resamples is None else evidence.coassignment(resamples, int(labels.max()) + 1, hubs)
     per_cluster = choose.per_cluster(found, S, labels, coassignment)

@@ -1,5 +1,6 @@
 """The pictures: affinities as a heat map in the order of clusters, the choice of their number, estimates over truth."""
 
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ MOST_WRITTEN = 12  # items: of more, the values do not fit into the cells
 
 
 def _pyplot():
+    os.environ["MPLBACKEND"] = "agg"  # that of a notebook is not known here, and would end the import
     import matplotlib
 
     matplotlib.use("Agg")  # no display

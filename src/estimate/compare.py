@@ -9,8 +9,9 @@ import numpy as np
 
 from src.cli import InputError, OneLineErrors, add_results_flags, print_table
 from src.cluster import affinity, evidence, plots, rounding, sdp
-from src.files import write_whole
+from src.files import read_json, write_whole
 from src.metrics import LOWER_IS_BETTER
+from src.names import check_name
 from src.results import MEASURED
 from src.scores import oriented, read_scores
 from src.tasks.catalogue import main_metrics
@@ -38,6 +39,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     args = make_parser().parse_args(arguments)
+    for flag in ("save_name", "estimated"):
+        check_name(f"--{flag}", getattr(args, flag) or args.save_name)
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed}: must be at least 0")
     folders = [Path(args.results_dir) / (args.estimated or args.save_name + SUFFIX),
                Path(args.results_dir) / args.save_name]
     guess, true = (_scores(folder, args, estimated)
@@ -45,7 +50,7 @@ def main(arguments: list[str]) -> int:
     records = _records(folders[0])
     keys = ["trained_on", "item"]
     both = true.merge(guess[[*keys, "value"]], on=keys, suffixes=("", "_guess"))
-    both = both[[item in subset.split() for subset, item in zip(both["trained_on"], both["item"], strict=True)]]
+    both = both.loc[[item in subset.split() for subset, item in zip(both["trained_on"], both["item"], strict=True)]]
     calibrated = {" ".join(sorted(subset.split())) for record in records for subset in record["calibrated_on"]}
     unseen = both[~both["trained_on"].isin(calibrated)]
     if unseen.empty:
@@ -74,7 +79,7 @@ def _records(folder: Path) -> list[dict]:
     found = sorted((folder / "runs").glob("estimate-s*.json"))
     if not found:
         raise InputError(f"{folder}/runs: the record of the estimate, estimate-s<seed>.json, is missing")
-    return [json.loads(path.read_text(encoding="utf-8"))["estimate"] for path in found]
+    return [read_json(path)["estimate"] for path in found]
 
 
 # ---- how well they agree -------------------------------------------------------------------------------------------
@@ -152,7 +157,7 @@ def costs(folder: Path, compared: set[str], calibrated: set[str], records: list[
     kinds, count = ("seconds", "cpu_seconds", "flops"), 0
     total, calibration = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0.0)
     for path in (folder / "runs").glob("*.json"):
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = read_json(path)
         subset = " ".join(sorted(run.get("trained_on", "").split()))
         if run.get("status") != "completed" or subset not in compared or (
                 config_hash is not None and run.get("config_hash") != config_hash):

@@ -8,6 +8,8 @@ from src.training.flags import at_least, flag
 # Put before the user's: what the training scripts ask for, and the training on all items unless that is switched off.
 ALWAYS = ("--do_train", "True", "--do_eval", "True", "--predict_with_generate", "True")
 
+MOST_DIMENSIONS = 100_000  # of a projection
+
 
 @dataclass
 class EstimateArguments:
@@ -33,6 +35,8 @@ class EstimateArguments:
         for name in ("project_dim", "strength", "calibrate", "min_task_num", "num_samples"):
             if getattr(self, name) is not None:
                 at_least(name, getattr(self, name), 1)
+        if self.project_dim > MOST_DIMENSIONS:
+            raise InputError(f"--project_dim {self.project_dim} must be at most {MOST_DIMENSIONS}")
         for way, others in (("strength", ("calibrate", "config_hash", "content_hash")),
                             ("subsets_file", ("num_samples", "min_task_num", "max_task_num"))):
             for other in others:

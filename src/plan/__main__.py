@@ -17,6 +17,7 @@ from src.cli import InputError, OneLineErrors, add_results_flags, check_effects,
 from src.cost import ahead, finished
 from src.files import write_whole
 from src.gains import UNITS
+from src.names import check_name
 from src.plan import known, rivals, rounds, show, target
 from src.plan.choose import Worth, partition
 from src.plan.predict import Process
@@ -60,6 +61,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     args = make_parser().parse_args(arguments)
+    check_name("--save_name", args.save_name)
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed}: must be at least 0")
     args.command = ["python", "-m", "src.plan", *(sys.argv[1:] if arguments is None else arguments)]
     if args.target:
         check_effects("--target", ("--budget", "--overlap", "--explore", "--confirm_seed"),

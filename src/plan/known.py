@@ -9,6 +9,7 @@ import numpy as np
 
 from src import subsets
 from src.cli import InputError, did_you_mean, warn
+from src.files import read_text
 from src.gains import Gains, choose_metrics, fill, read_gains, unit_of
 from src.names import natural_order
 from src.plan.rounds import failed_subsets
@@ -106,11 +107,7 @@ def read_weights(path: str | None, items: tuple[str, ...]) -> np.ndarray:
     weights = dict.fromkeys(items, 1.0)
     if path is None:
         return np.array(list(weights.values()))
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--weights {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(Path(path), f"--weights {path}: cannot be read").splitlines(), 1):
         words = line.partition("#")[0].split()
         if not words:
             continue

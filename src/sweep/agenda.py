@@ -1,7 +1,6 @@
 """What a sweep wants: its items, the subsets to be trained (its agenda), and what names, describes and trains each."""
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from src import DEFAULT_DATA_DIR
 from src.cli import InputError, did_you_mean
+from src.files import read_json
 from src.identity import short_hash
 from src.results import Results
 from src.subsets import Space, Subset, cluster_file, draw, read_clusters, read_subsets, start_set, subset
@@ -234,7 +234,7 @@ def _most_relevant(space: Space, args: argparse.Namespace) -> list[Subset]:
         near = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*/")])
         raise InputError(f"--from_estimate {args.from_estimate}: there is no {folder / 'runs.csv'}; {near}")
     if args.save_name == args.from_estimate:
-        ways = {json.loads(path.read_text(encoding="utf-8"))["estimate"]["chosen_by"]
+        ways = {read_json(path)["estimate"]["chosen_by"]
                 for path in (folder / "runs").glob("estimate-s*.json")}
         if ways != {"calibration"}:
             raise InputError(

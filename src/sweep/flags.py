@@ -143,6 +143,10 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
         value = getattr(args, name)
         if value is not None and not least <= value < float("inf"):  # nor NaN
             raise InputError(f"--{name} {value} must be at least {least}")
+    for name in ("partition", "gres", "time"):  # lines of a script: a line break would begin an option, or a command
+        value = getattr(args, name)
+        if value is not None and (not value.isprintable() or len(value.split()) != 1):
+            raise InputError(f"--{name} {value!r} must be one word")
     if args.combos_section and not args.preload_combos:
         raise InputError("--combos_section needs --preload_combos")
     if args.combos_section and not 0 <= args.combos_section[0] < args.combos_section[1]:

@@ -34,7 +34,7 @@ import time
 from pathlib import Path
 
 from src.cli import InputError
-from src.files import NOT_SUPPORTED, read_text, sync_folder, whole_temporary, write_whole
+from src.files import NOT_SUPPORTED, read_text, remove_stale, sync, whole_temporary, write_whole
 
 MODES = ("flock", "heartbeat")
 RENEW_EVERY = 30.0  # seconds
@@ -69,6 +69,7 @@ class Ledger:
         try:
             for name in ("plan", "claims", "done", "failed", "logs"):
                 (ledger.folder / name).mkdir(parents=True, exist_ok=True)
+                remove_stale(ledger.folder / name)
             if (mode or ledger.mode) == "flock":
                 _try_flock(ledger.folder)
             _publish(ledger.folder / "mode", (mode or ledger.mode) + "\n")
@@ -313,7 +314,7 @@ def _publish(path: Path, text: str) -> bool:
             sets = path.parent.parent if path.parent.name in ("plan", "claims", "done") else path.parent
             raise InputError(f"{sets}: this file system has no hard links, by which sweeps claim; have "
                              f"{sets.parent}/ on another one (it may be a symbolic link)") from error
-    sync_folder(path.parent)
+    sync(path.parent)
     return won
 
 

@@ -57,7 +57,7 @@ class Experiment:
         """--save_name, or `<tasks>_<templates>_<model>`: too long for a file name, it is cut and ends in a hash."""
         tasks = "-".join(dict.fromkeys(item.task.name for item in self.items))
         name = f"{tasks}_{'-'.join(map(str, self.data.indices()))}_{Path(self.model.model_name_or_path).name}"
-        if len(name.encode()) > MAX_NAME:
+        if len(name.encode()) > MAX_NAME - len("_estimated"):  # of the estimates that may stand beside it
             name = f"{plain_name(name, MAX_NAME // 2)}_{short_hash(name)}"
         return self.result.save_name or plain_name(name)
 

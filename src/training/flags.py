@@ -210,8 +210,13 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False
             self.use_cpu |= self.bf16  # the library wants to be told that bfloat16 is meant for the CPU
-        if os.environ.get("CUDA_VISIBLE_DEVICES", "").strip("-1 ") and not torch.cuda.is_available():
+        if os.environ.get("CUDA_VISIBLE_DEVICES", "").strip() not in ("", "-1") and not torch.cuda.is_available():
             warn(f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}: no such GPU, running on the CPU")
+        for name in ("eval_steps", "save_steps"):
+            if (value := getattr(self, name)) is not None and value <= 0:  # 0 would count as not given
+                raise InputError(f"--{name} {value} must be above 0")
+        if self.deepspeed and not Path(self.deepspeed).is_file():
+            raise InputError(f"--deepspeed {self.deepspeed}: there is no such file")
         if (self.load_best_model_at_end and self.save_strategy == self.eval_strategy == "steps" and self.eval_steps
                 and min(self.eval_steps, self.save_steps) >= 1 and self.save_steps % self.eval_steps):
             raise InputError(f"--save_steps {self.save_steps:g} must be a multiple of --eval_steps {self.eval_steps:g} "
@@ -230,6 +235,9 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             raise InputError("nothing to do: give --do_train, --do_eval or --do_predict")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             at_least(name, getattr(self, name), 1)
+        at_least("dataloader_num_workers", self.dataloader_num_workers, 0)
+        if self.generation_num_beams is not None:
+            at_least("generation_num_beams", self.generation_num_beams, 1)
         if self.early_stopping_patience is not None:
             at_least("early_stopping_patience", self.early_stopping_patience, 1)
             if self.eval_strategy == "no" or not self.metric_for_best_model:
@@ -252,12 +260,17 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         check_reporters(self.report_to)
 
 
+MOST = 2**32  # of a whole number: more than seeds go to
+
+
 def check_finite(group) -> None:
-    """Raise InputError for a number of a group of flags that is NaN or infinite."""
+    """Raise InputError for a number of a group of flags that is NaN or infinite, or larger than anything counts."""
     for item in dataclasses.fields(group):
         value = getattr(group, item.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"--{item.name} {value} must be a finite number")
+        if isinstance(value, int) and value > MOST:
+            raise InputError(f"--{item.name} {value} must be at most {MOST}")
 
 
 def check_reporters(names: Iterable[str]) -> None:

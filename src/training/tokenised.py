@@ -5,14 +5,13 @@ source and selection, the template's text, the tokenizer and the lengths. Runs, 
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.cli import InputError
-from src.files import locked
+from src.cli import InputError, warn
+from src.files import locked, remove_stale, sync, temporary_beside, write_whole
 from src.identity import short_hash
 from src.metrics import colliding, metric_names
 from src.tasks.rows import Selection, render_rows
@@ -53,6 +52,23 @@ class Prepared:
         return min(cap, self.longest_choice + GENERATION_MARGIN) if self.longest_choice else cap
 
 
+def _read(data: Path, meta: Path) -> "tuple[datasets.Dataset, dict[str, int]] | None":
+    """Rows and counts as `Preparer` has written them; None where they are not there, or not whole."""
+    import datasets
+
+    if not meta.exists():
+        return None
+    try:
+        counts = json.loads(meta.read_text(encoding="utf-8"))
+        dataset = datasets.Dataset.from_file(str(data))
+        if len(dataset) != counts["rows"]:
+            raise ValueError(f"{len(dataset)} rows of {counts['rows']}")
+        return dataset, counts
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        warn(f"{data}: not whole ({' '.join(str(error).split())}); made again")
+        return None
+
+
 class Preparer:
     """Renders and tokenises selections, or finds the result in the cache."""
 
@@ -71,23 +87,23 @@ class Preparer:
         Raises:
             InputError: a row cannot be rendered (names task, field and row number), or there are none.
         """
-        import datasets
-
         key = short_hash([FORMAT, selection.key, template.hash, template.item, self.family.tokenizer_hash,
                           self.family.key, self.max_source_length, self.max_target_length], 16)
         data = self.folder / f"{template.item}-{selection.role}-{key}.arrow"
         meta = data.with_suffix(".json")
-        if not meta.exists() or (self.overwrite_cache and key not in self._written):
+        found = None if self.overwrite_cache and key not in self._written else _read(data, meta)
+        if found is None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(f"--cache_dir: cannot create {self.folder}: {error.strerror}") from error
+            remove_stale(self.folder)
             with locked(data.with_suffix(".lock")):
-                if not meta.exists() or self.overwrite_cache:  # another process may have written it meanwhile
+                if self.overwrite_cache or (found := _read(data, meta)) is None:  # else another process has written it
                     self._write(selection, template, data, meta)
+                    found = _read(data, meta)
             self._written.add(key)
-        counts = json.loads(meta.read_text(encoding="utf-8"))
-        dataset = datasets.Dataset.from_file(str(data))
+        dataset, counts = found
         if selection.role != "train":
             lengths = [len(ids) for ids in dataset["input_ids"]]
             longest_first = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
@@ -129,8 +145,7 @@ class Preparer:
         template.check_columns(rows[0][1], selection.rows.source)
         counts = dict.fromkeys(("rows", "input_tokens", "target_tokens", "shortened_inputs", "cut_inputs",
                                 "cut_targets", "unwritable_targets", "longest_target", "without_gold", *LEFT_OUT), 0)
-        temporary = data.with_suffix(f".{os.getpid()}")
-        try:
+        with temporary_beside(data) as temporary:
             with ArrowWriter(path=str(temporary), features=features) as writer:
                 for start in range(0, len(rows), BATCH):
                     rendered, left_out = render_rows(selection, template, rows[start:start + BATCH])
@@ -159,11 +174,9 @@ class Preparer:
                     raise InputError(f"{selection.rows.source}: all {len(rows)} {selection.role} rows are left out "
                                      f"under template {template.index} of task '{selection.task.name}': {reasons}")
                 writer.finalize()
+            sync(temporary)
             temporary.replace(data)
-            temporary.write_text(json.dumps(counts), encoding="utf-8")
-            temporary.replace(meta)  # last: the file counts as written once this is there
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(meta, json.dumps(counts))  # last: the rows count as written once this is there
 
     def _shorten(self, template: Template, rendered: list[Rendered], inputs: list[list[int]]) -> int:
         """Put shortened inputs in place of those that are too long, where that is possible; return how many."""
