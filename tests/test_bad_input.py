@@ -52,6 +52,7 @@ BAD = {
     ONE + "--resume_from_checkpoint nope": "--resume_from_checkpoint nope: no checkpoint there",
     ONE + "--batch_eval_metrics True": "--batch_eval_metrics True",
     ONE + "--task_name fifo": "fifo",
+    ONE + "--task_name loop": "loop.yaml: cannot be read: Too many levels of symbolic links",
     ONE + "--task_name latin": "latin.yaml, line 1: not UTF-8",
     ONE + "--task_name deep": "deep.yaml: lists or mappings nested too deeply",
     ONE + "--task_name nested": "takes longer than",
@@ -157,6 +158,7 @@ def here(scratch):
         os.mkfifo(fifo)
     (scratch.folder / "latin").write_bytes("demo_é\n".encode("latin-1"))
     (scratch.folder / "loop").symlink_to("loop")
+    (tasks / "loop.yaml").symlink_to("loop.yaml")
     for name, file, size in (("broken", "config.json", 9), ("cut", "model.safetensors", 5000)):
         folder = scratch.folder / name
         folder.mkdir()

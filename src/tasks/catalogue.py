@@ -49,7 +49,7 @@ def expand_names(patterns: Iterable[str], task_dir: str | Path) -> list[str]:
 def task_file(name: str, task_dir: str | Path) -> Path:
     """The file of a task; raise InputError that names the file where its name is against the rule."""
     path = Path(task_dir) / f"{name}.yaml"
-    path = path if path.exists() else path.with_name(f"{name}.json")
+    path = path if path.exists() or path.is_symlink() else path.with_name(f"{name}.json")
     check_name(f"{path}: the task name", name)
     return path
 
