@@ -237,6 +237,8 @@ def test_imported_scores_alone(tmp_path, monkeypatch):
     assert found.headings == ["Asked and found", "The plan", "Gain of each item", "Who loses with whom",
                               "How far to trust this", "How to do it again"]
     assert "+10.00 %" in found.words and f"{MINUS}20.00 %" in found.words
+    Path("u.csv").write_text("Task,Trained on,eval_loss\nc,c,1\na,a c,1.1\nc,a c,0.9\nb,b c,0.7\nc,b c,0.8\n")
+    results_command.main(["import", "u.csv", "--save_name", "x"])  # two items alone have no structure
     assert cluster.main(["--save_name", "x"]) == 0
     assert "Who goes with whom" in write().headings
 
