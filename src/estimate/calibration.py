@@ -42,6 +42,7 @@ def true_losses(experiment: Experiment, options: EstimateArguments, command_line
     """--calibrate subsets of the sweep --save_name; raise InputError, saying what to train, where there are none."""
     names, folder = experiment.names, experiment.results.folder
     found: dict[Subset, dict[str, float]] = {}
+    experiment.results.merge()
     if not experiment.results.is_without_scores("valid"):
         scores = read_scores(folder, config_hash=options.config_hash, statuses=MEASURED,
                              content_hash=options.content_hash)
