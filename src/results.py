@@ -92,7 +92,7 @@ class Results:
     def is_completed(self, run_id: str, wanted: Collection[tuple[str, str, str]] = ()) -> bool:
         """Whether the run was successful and has a row for each wanted (split, item, metric)."""
         if rows := self.rows_of(run_id):
-            return set(wanted) <= {(row["split"], row["item"], row["metric"]) for row in rows}
+            return set(wanted) <= set(map(score_of, rows))
         if not wanted and self.part(run_id).exists():  # it was only trained: the record knows
             with contextlib.suppress(OSError, ValueError, KeyError):
                 record = json.loads(self.part(run_id, "json").read_text(encoding="utf-8"))
@@ -191,6 +191,11 @@ def _as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def score_of(row: Mapping[str, str]) -> tuple[str, str, str]:
+    """Which score of its run a row is: (split, item, metric)."""
+    return row["split"], row["item"], row["metric"]
 
 
 def read_part(path: Path) -> Rows | None:

@@ -33,16 +33,9 @@ from src.training.flags import ModelArguments, MultitaskArguments, TrainingArgum
 from src.training.model import load_family, load_model  # noqa: E402
 from src.training.tokenised import Preparer  # noqa: E402
 from src.training.trainer import Trainer  # noqa: E402
+from tests.bench_training import Timer  # noqa: E402
 
 LOOPS = ("trainer", "targets", "library")
-
-
-class _Timer(transformers.TrainerCallback):
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.start = time.process_time()
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.seconds = time.process_time() - self.start
 
 
 class Bench:
@@ -71,7 +64,7 @@ class Bench:
         """CPU seconds of the steps."""
         trainer = self.trainer()
         if loop == "trainer":
-            trainer.add_callback(timer := _Timer())
+            trainer.add_callback(timer := Timer())
             trainer.train()
             return timer.seconds
         loader = iter(trainer.get_train_dataloader())

@@ -78,7 +78,7 @@ def gradient_loop(model, family, batches) -> float:
     return time.process_time() - start
 
 
-class _Timer(transformers.TrainerCallback):
+class Timer(transformers.TrainerCallback):
     """CPU seconds of the training loop, from its first step on."""
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -92,7 +92,7 @@ def our_loop(model, family, data_args, rows, steps: int, folder: str) -> float:
     args = TrainingArguments(output_dir=folder, max_steps=steps, per_device_train_batch_size=8, learning_rate=5e-5,
                              lr_scheduler_type="constant", save_strategy="no", disable_tqdm=True, seed=0,
                              logging_steps=500)
-    trainer, timer = Trainer(model, family, args, data_args, rows), _Timer()
+    trainer, timer = Trainer(model, family, args, data_args, rows), Timer()
     trainer.add_callback(timer)
     trainer.train()
     return timer.seconds

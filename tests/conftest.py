@@ -39,14 +39,15 @@ DECODER_ONLY = {
 }
 
 
-def family_of(tokenizer, config=None):
+def family_of(tokenizer, config=None, prefix="", chat_template="auto", system=None):
     """The family of the model with this config (default: a T5), with a tokenizer that may be another model's."""
     from transformers import GenerationConfig, T5Config
 
     from src.training import families
 
     config = config or T5Config()
-    return families.choose("it", config, tokenizer, GenerationConfig.from_model_config(config), "", "auto", None)
+    return families.choose("it", config, tokenizer, GenerationConfig.from_model_config(config), prefix,
+                           chat_template, system)
 
 
 class Scratch:

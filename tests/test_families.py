@@ -63,10 +63,10 @@ def chat_tokenizer(template=CHATML) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def family(tokenizer, kind="llama", prefix="", chat_template="auto", system=None, **config):
-    config = AutoConfig.for_model(kind, **DECODER_ONLY[kind] | config)
-    return families.choose("it", config, tokenizer, transformers.GenerationConfig.from_model_config(config), prefix,
-                           chat_template, system)
+def family(tokenizer, prefix="", chat_template="auto", system=None, **config):
+    """That of a Llama."""
+    return family_of(tokenizer, AutoConfig.for_model("llama", **DECODER_ONLY["llama"] | config), prefix, chat_template,
+                     system)
 
 
 def tokens(family, ids):

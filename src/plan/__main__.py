@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from src.cli import InputError, OneLineErrors, add_results_flags, check_effects, run_as_script, say_page
+from src.cluster.lists import write_lines
 from src.cost import ahead, finished
 from src.files import write_whole
 from src.gains import UNITS
@@ -90,7 +91,7 @@ def finish(args, following: list, why: str) -> int:
     cost = finished(Path(args.results_dir) / args.save_name / "runs.csv")
     print(f"that is {ahead(cost, len(following), None if args.confirm_seed is None else 1)}")
     if args.write_subsets:
-        write_whole(Path(args.write_subsets), "".join(" ".join(members) + "\n" for members in following))
+        write_lines(args.write_subsets, following)
         print(f"written: {args.write_subsets}")
     say_page(args)
     return LEFT
@@ -113,8 +114,7 @@ def write(args, record: dict) -> list[Path]:
     show.draw(folder / "plan.png", record)
     clusters = Path(args.clusters_dir) / f"{args.save_name}_plan.txt"
     if sum(map(len, record["subsets"])) == len(record["served_by"]):
-        clusters.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(clusters, "".join(" ".join(members) + "\n" for members in record["subsets"]))
+        write_lines(clusters, record["subsets"])
         return [folder / "plan.json", folder / "plan.png", clusters]
     clusters.unlink(missing_ok=True)  # of an earlier plan
     return [folder / "plan.json", folder / "plan.png"]

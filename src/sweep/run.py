@@ -61,9 +61,8 @@ def _begin(agenda: Agenda, folder: Path, mode: str | None, at_once: int) -> tupl
     keep(agenda.answer, agenda.kept)
     subsets = agenda.subsets(ledger, write=True)
     ledger.want(shlex.join(["python", sys.argv[0], *agenda.args.command_line]), [" ".join(each) for each in subsets])
-    announce(agenda, ledger, subsets, at_once)
-    for members in subsets:
-        if ledger.is_done(agenda.key(members)) and not agenda.has_rows(members):
+    for members in announce(agenda, ledger, subsets, at_once):
+        if not agenda.has_rows(members):  # another sweep may have put them there meanwhile
             ledger.undo(agenda.key(members))
     if agenda.args.retry_failed:
         for members in subsets:

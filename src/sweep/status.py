@@ -13,8 +13,12 @@ from src.sweep.agenda import Agenda
 from src.sweep.ledger import Ledger
 
 
-def announce(agenda: Agenda, ledger: Ledger, subsets: list[Subset], at_once: int = 1) -> None:
-    """Say before the start what is wanted, possible, covered, done already and to come, and under which settings."""
+def announce(agenda: Agenda, ledger: Ledger, subsets: list[Subset], at_once: int = 1) -> list[Subset]:
+    """Say before the start what is wanted, possible, covered, done already and to come, and under which settings.
+
+    Returns:
+        those that the ledger takes for done, though not all of their rows are there.
+    """
     count, asked = len(subsets), agenda.args.num_samples or 0
     if agenda.fixed is None:
         possible = agenda.space.possible()
@@ -24,15 +28,16 @@ def announce(agenda: Agenda, ledger: Ledger, subsets: list[Subset], at_once: int
         print(f"{count} subsets given")
     print(coverage(agenda.space, subsets))
     done = ledger.done()
-    here = [members for members in subsets if agenda.is_done(ledger, members)]
+    here = {members for members in subsets if agenda.is_done(ledger, members)}
     if here:
         print(f"{len(here)} of {count} are done already" + (": nothing is left to do" if len(here) == count else ""))
     if len(here) < count:
         print(f"to come: {to_come(agenda, [each for each in subsets if each not in here], at_once)}")
     keys = {agenda.key(members): members for members in subsets}
-    if lost := len(keys.keys() & done.keys()) - len(here):
-        print(f"{lost} of {count} were done, but their rows are gone, or are not all that is asked for now: they are "
-              "evaluated where a checkpoint was kept, else trained again")
+    lost = [members for key, members in keys.items() if key in done and members not in here]
+    if lost:
+        print(f"{len(lost)} of {count} were done, but their rows are gone, or are not all that is asked for now: they "
+              "are evaluated where a checkpoint was kept, else trained again")
     words = {" ".join(members) for key, members in keys.items() if key not in done}
     other = [record for record in done.values() if record["subset"] in words]
     if other:
@@ -45,10 +50,11 @@ def announce(agenda: Agenda, ledger: Ledger, subsets: list[Subset], at_once: int
         if not changed and scored != agenda.held_out(tuple(other[-1]["subset"].split())):
             print(f"{number} of them are not scored on all held-out items yet: evaluated where --keep_checkpoints kept "
                   "their checkpoints, else trained again")
-            return
+            return lost
         print(f"{number} of them were trained under other settings and are trained again "
               f"({'; '.join(changed) or 'their tasks or rows were changed'}); in the CSV files runs of different "
               "config_hash stay apart")
+    return lost
 
 
 def to_come(agenda: Agenda, subsets: list[Subset], at_once: int) -> str:

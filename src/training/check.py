@@ -8,7 +8,7 @@ import json
 from src.cli import InputError
 from src.identity import ANSWER
 from src.tasks.rows import render_rows
-from src.training.experiment import ROLES, Experiment
+from src.training.experiment import Experiment, splits
 from src.training.held_out import asked_for, held_out
 
 FIRST_ROWS = 100  # of each item and role that are rendered and tokenised
@@ -26,7 +26,7 @@ def check_and_describe(experiment: Experiment) -> int:
     contents = content | (_check_rows(other)[0] if other else {})
     print(ANSWER + json.dumps({
         "settings": experiment.identity, "config_hash": experiment.config_hash, "content": content,
-        "splits": [ROLES[role] for role in experiment.roles if role in ROLES],
+        "splits": splits(experiment),
         "tokens": tokens, "metrics": {item.name: experiment.metrics(item) for item in experiment.items},
         # of what is scored without training: its content, metrics, and the item with which alone it is, or ""
         "held_out": {item.name: (contents[item.name], experiment.metrics(item),

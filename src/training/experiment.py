@@ -182,6 +182,11 @@ class Experiment:
             max(self.data.max_target_length, self.training.generation_max_length or 0), virtual)
 
 
+def splits(experiment: Experiment) -> list[str]:
+    """Names in the results of the rows that are asked to be scored."""
+    return [ROLES[role] for role in experiment.roles if role in ROLES]
+
+
 def _check_gold(data: Data) -> None:
     for entry in (entry for by_item in data.values() for entries in by_item.values() for entry in entries):
         if entry.template.answer_choices and (wrong := entry.counts["without_gold"]):

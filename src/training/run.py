@@ -16,11 +16,11 @@ from src.cli import print_table
 from src.files import write_whole
 from src.identity import short_hash, trained_hash
 from src.names import MAX_NAME, check_name, natural_order, plain_name
-from src.results import Results, summary
+from src.results import Results, score_of, summary
 from src.tasks.task import Item
 from src.training.check import check_and_describe
 from src.training.checkpoints import is_at_its_end, last_checkpoint
-from src.training.experiment import ROLES, Data, Experiment, report_data
+from src.training.experiment import ROLES, Data, Experiment, report_data, splits
 from src.training.held_out import NOTHING, HeldOut, prepare
 from src.training.record import describe, log_file, name_folder, peak_memory_mb, reports, set_up_logging, title
 from src.training.tokenised import mix
@@ -80,7 +80,7 @@ class Run:
         self.args.run_name = title(sorted(experiment.names, key=natural_order), self.run_id)  # in W&B and the like
         self.args.output_dir = str(Path(self.args.output_dir) / self.run_id)
         self.predictions: list[dict] = []  # of the last evaluations, with --save_predictions
-        self.wanted = {(ROLES[role], item.name, metric) for role in experiment.roles if role in ROLES
+        self.wanted = {(split, item.name, metric) for split in splits(experiment)
                        for item in (*experiment.items, *held_out.items) for metric in experiment.metrics(item)}
         self.before: list[dict[str, str]] = []  # rows that were there
 
@@ -92,10 +92,10 @@ class Run:
             if args.overwrite_output_dir and args.process_index == 0:
                 shutil.rmtree(args.output_dir, ignore_errors=True)
             elif not args.overwrite_output_dir:
+                self.before = results.rows_of(self.run_id)
                 if not (missing := self._missing()):
                     log.info("%s is completed already; --overwrite_output_dir does it again", self.run_id)
                     return True
-                self.before = results.rows_of(self.run_id)
                 if self.before:
                     log.info("%s is completed, but %s was not asked for then", self.run_id, missing)
         record = self.describe(data)
@@ -127,15 +127,16 @@ class Run:
             if self.before and status == "failed":
                 results.write_record(self.run_id, record)
             else:
-                kept = [row for row in self.before if (row["split"], row["item"], row["metric"]) not in self.wanted]
+                kept = [row for row in self.before if score_of(row) not in self.wanted]
                 results.write_part(self.run_id, [*kept, *rows], record)
         return status == "completed"
 
     def _missing(self) -> str:
         """What the run's results lack of what is asked for, in words; empty where it is completed."""
-        if not self.results.is_completed(self.run_id, self.wanted):
-            has = {(row["split"], row["item"], row["metric"]) for row in self.results.rows_of(self.run_id)}
-            return " ".join(min(self.wanted - has, default=("its record",)))
+        if lacking := self.wanted - set(map(score_of, self.before)):
+            return " ".join(min(lacking))
+        if not self.before and not self.results.is_completed(self.run_id):
+            return "its record"
         no_predictions = self.experiment.result.save_predictions and not self.results.part(
             self.run_id, "predictions.jsonl").exists()
         return "--save_predictions" if no_predictions and self.wanted else ""
