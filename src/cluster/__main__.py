@@ -159,6 +159,14 @@ def write_subsets(args: argparse.Namespace, items: tuple[str, ...], clusters: li
           + (f" --clusters {args.name}" if args.name not in (None, args.save_name) else ""))
 
 
+def reject_equal(scores: np.ndarray, args: argparse.Namespace) -> None:
+    """Raise InputError where each item's scores (subsets, items) are all the same: there is nothing to cluster by."""
+    several = scores[:, (~np.isnan(scores)).sum(0) > 1]
+    if several.size and (np.nanmin(several, 0) == np.nanmax(several, 0)).all():
+        raise InputError(f"--save_name {args.save_name}: each item has the same score after every subset, and nothing "
+                         "tells clusters apart; choose another --metric")
+
+
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     folder, name = Path(args.results_dir) / args.save_name, args.name or args.save_name
@@ -168,15 +176,13 @@ def main(arguments: list[str] | None = None) -> int:
     everything = oriented(read_scores(folder, args.split, args.config_hash, content_hash=args.content_hash),
                           args.metric, partial(main_metrics, task_dir=args.task_dir))
     found, directed = matrices(everything, args)
+    reject_equal(found.scores, args)
     old = choose.old_labels(found.items, args)
     unseen = choose.check_coverage(found, old, args)
     rng = np.random.default_rng(args.seed)
     resamples = found.resample(args.bootstrap, rng)
     hubs, p, tests = evidence.choose_hubs(found.T, args.hubs, args.permutations, rng)
     S = sdp.symmetric(found.T, hubs)
-    if not S.any():
-        raise InputError(f"--save_name {args.save_name}: each item has the same score after every subset, and nothing "
-                         "tells clusters apart; choose another --metric")
     labels, curve, certificate = choose.choose(S, old, args)
     coassignment = None if resamples is None else evidence.coassignment(resamples, int(labels.max()) + 1, hubs)
     per_cluster = choose.per_cluster(found, S, labels, coassignment)
