@@ -100,6 +100,7 @@ BAD = {
     PLAN + "--target zz": "--target zz",
     PLAN + "--write_subsets nowhere/x": "--write_subsets nowhere/x",
     PLAN + "--save_name ../x": "--save_name '../x' must be a plain file name",
+    PLAN + "--clusters_dir latin/x": "--clusters_dir latin/x cannot be written",
     ESTIMATE + "--project_dim 1000000000000 --strength 5": "--project_dim",
     ESTIMATE + "--save_name " + "x" * 95 + " --strength 5": "_estimated",
     "src.estimate compare --save_name x --estimated other": "share no subset",

@@ -16,7 +16,7 @@ import numpy as np
 from src.cli import InputError, OneLineErrors, add_results_flags, check_effects, run_as_script, say_page
 from src.cluster.lists import write_lines
 from src.cost import ahead, finished
-from src.files import write_whole
+from src.files import check_writable, write_whole
 from src.gains import UNITS
 from src.names import check_name
 from src.plan import known, rivals, rounds, show, target
@@ -75,6 +75,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         raise InputError(f"--explore {args.explore}: must be 0 or more")
     if args.write_subsets and not Path(args.write_subsets).parent.is_dir():
         raise InputError(f"--write_subsets {args.write_subsets}: there is no folder {Path(args.write_subsets).parent}")
+    check_writable(f"--clusters_dir {args.clusters_dir} cannot be written", Path(args.clusters_dir))
+    check_writable("plan.json cannot be written", Path(args.results_dir) / args.save_name)
     return args
 
 
