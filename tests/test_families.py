@@ -14,11 +14,14 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from src.cli import InputError
+from src.tasks.catalogue import load_task
+from src.tasks.rows import select_rows
 from src.training import families
 from src.training.families import IGNORED, padded
 from src.training.flags import ModelArguments
 from src.training.model import load_family, load_model
 from src.training.scored import choice_scores
+from src.training.tokenised import Preparer
 
 CHATML = """{% if messages[0].role != 'system' %}<|im_start|>system
 Be kind.<|im_end|>
@@ -186,6 +189,17 @@ def test_models_of_which_no_gradients_of_examples_are_taken(kind, config, words)
         found.check_gradients("it", 64)
     with pytest.raises(InputError, match=words):
         found.check_gradients("it", 80)
+
+
+def test_models_that_end_texts_differently_share_no_tokenised_rows(tmp_path):
+    """As a base model and the chat model made of it, which have one vocabulary."""
+    task = load_task("demo_a1", ROOT / "data/tasks")
+    selection = select_rows(task, ["train"], ROOT / "data/splits/default", tmp_path, 0, downsample=4)["train"]
+    for end in ("<|im_end|>", "<|endoftext|>"):
+        tokenizer = chat_tokenizer(None)
+        tokenizer.eos_token = end
+        prepared = Preparer(family(tokenizer, eos_token_id=None), tmp_path, 64, 8).prepare(selection, task.template(0))
+        assert {ids[-1] for ids in prepared.dataset["labels"]} == {tokenizer.eos_token_id}, end
 
 
 # ---- batches -------------------------------------------------------------------------------------------------------

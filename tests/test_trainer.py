@@ -63,6 +63,17 @@ def test_families(family, adapter, tokenizer, prepared, tmp_path):
     assert 0 < scores["eval_loss"] < 20 and scores["eval_demo_a1_loss"] == scores["eval_demo_a1_0_loss"]
 
 
+@pytest.mark.parametrize("flags", [{}, {"label_smoothing_factor": 0.1}])
+def test_a_batch_cut_into_smaller_ones_trains_the_same(flags, tokenizer, prepared, tmp_path):
+    """Plain descent without clipping, so that a gradient of another size would show."""
+    flags |= {"optim": "sgd", "max_grad_norm": 0.0, "logging_steps": 1}
+    whole, cut = (make_trainer(tokenizer, prepared, tmp_path, per_device_train_batch_size=size,
+                               gradient_accumulation_steps=8 // size, **flags) for size in (8, 2))
+    assert cut.train().training_loss == pytest.approx(whole.train().training_loss, rel=1e-5)
+    for one, other in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_models_that_write_no_text_are_refused(tmp_path, tokenizer):
     transformers.AutoConfig.for_model("bert", hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

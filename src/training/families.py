@@ -6,7 +6,7 @@ the gradients. Nothing else asks what kind a model is of.
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +52,6 @@ class Family:
 
     auto: type  # of transformers: loads such models
     task_type: str  # PEFT's name of the kind
-    loss: Callable | None = None  # of (outputs, labels, num_items_in_batch), or None: the model's own
 
     def __init__(self, config, tokenizer, generation: GenerationConfig, frame: Frame):
         self.config, self.tokenizer, self.frame = config, tokenizer, frame
@@ -134,9 +133,23 @@ class Family:
         """The batch after what loss and generation share, so that it is done once."""
         return batch
 
+    def at_targets(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Of the logits that a model gives, those that are for the targets, (b, t, vocabulary)."""
+        return logits
+
     def target_logits(self, model, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (b, t, vocabulary) at the positions of the targets alone, and their labels (b, t)."""
-        raise NotImplementedError
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return self.at_targets(model(**inputs, use_cache=False).logits, batch["labels"]), batch["labels"]
+
+    def loss(self, outputs, labels: torch.Tensor, num_items_in_batch=None, label_smoothing: float = 0.0):
+        """Mean loss of a target token, over the batches of a step where `num_items_in_batch` counts their tokens.
+
+        Not the model's own: T5's knows no number of tokens, and would grow with the batches and processes of a step.
+        """
+        total = cross_entropy(self.at_targets(outputs.logits, labels).flatten(0, 1).float(), labels.flatten(),
+                              ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
+        return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
     def generate(self, model, batch: dict, **settings) -> torch.Tensor:
         """The new tokens alone, (b, at most max_new_tokens)."""
@@ -217,10 +230,6 @@ class EncoderDecoder(Family):
         rest = {name: value for name, value in batch.items() if name != "input_ids"}
         return rest | {"encoder_outputs": model.get_encoder()(**source)}
 
-    def target_logits(self, model, batch):
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        return model(**inputs, use_cache=False).logits, batch["labels"]
-
     def generate(self, model, batch, **settings):
         source = {name: batch[name] for name in ("input_ids", "encoder_outputs", "attention_mask") if name in batch}
         return model.generate(**source, **self.generation, **settings)[:, 1:]  # all begins with the start token
@@ -252,13 +261,6 @@ class DecoderOnly(Family):
         self._takes = inspect.signature(model_class.forward).parameters
         self._context = tokenizer(frame.between, add_special_tokens=False)["input_ids"] if frame.between else []
         super().__init__(config, tokenizer, generation, frame)
-
-    def loss(self, outputs, labels, num_items_in_batch=None, label_smoothing=0.0):
-        """Mean loss of a target token, over the batches of a step where `num_items_in_batch` counts their tokens."""
-        width = labels.shape[1]
-        total = cross_entropy(outputs.logits[:, -width - 1:-1].flatten(0, 1).float(), labels.flatten(),
-                              ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
-        return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
     def prompts(self, texts):
         frame = self.frame
@@ -305,10 +307,8 @@ class DecoderOnly(Family):
         causal = torch.ones(width, width, dtype=torch.bool, device=batch["input_ids"].device).tril()
         return batch | {"attention_mask": _additive(causal & batch["attention_mask"].bool()[:, None, None, :])}
 
-    def target_logits(self, model, batch):
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        width = batch["labels"].shape[1]
-        return model(**inputs, use_cache=False).logits[:, -width - 1:-1], batch["labels"]
+    def at_targets(self, logits, labels):
+        return logits[:, -labels.shape[1] - 1:-1]  # each position gives the token after it
 
     def generate(self, model, batch, **settings):
         width = batch["input_ids"].shape[1] - batch["labels"].shape[1]

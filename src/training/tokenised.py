@@ -88,7 +88,7 @@ class Preparer:
             InputError: a row cannot be rendered (names task, field and row number), or there are none.
         """
         key = short_hash([FORMAT, selection.key, template.hash, template.item, self.family.tokenizer_hash,
-                          self.family.key, self.max_source_length, self.max_target_length], 16)
+                          self.family.key, self.family.ends, self.max_source_length, self.max_target_length], 16)
         data = self.folder / f"{template.item}-{selection.role}-{key}.arrow"
         meta = data.with_suffix(".json")
         found = None if self.overwrite_cache and key not in self._written else _read(data, meta)

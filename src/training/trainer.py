@@ -126,8 +126,7 @@ class Trainer(Seq2SeqTrainer):
         callbacks = [_Report()] + ([transformers.EarlyStoppingCallback(patience)] if patience else [])
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_items or {},
                          data_collator=collator, processing_class=family.tokenizer, callbacks=callbacks,
-                         compute_loss_func=family.loss and partial(family.loss,
-                                                                   label_smoothing=args.label_smoothing_factor))
+                         compute_loss_func=partial(family.loss, label_smoothing=args.label_smoothing_factor))
         self.family = family
         self._loss_shifts_labels = False  # labels are those of the positions that they stand at
         self._signature_columns = ["input_ids", "labels", "choices", "gold"]  # of a row, those that make a batch
