@@ -237,6 +237,13 @@ def test_fp16_without_a_gpu(monkeypatch, capsys):
     assert capsys.readouterr().err.count("--fp16 True: there is no GPU") == 1
 
 
+def test_flags_of_lora_without_lora_are_said_to_change_nothing(capsys):
+    fields("--lora_target_modules", "all-linear")
+    assert "--lora_target_modules changes nothing without --train_lora True" in capsys.readouterr().err
+    fields("--lora_rank 8", "--train_lora True")
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("flags", "message"), [
     ("--template_id 1", "unknown argument '--template_id' did you mean '--template_idx'?"),  # no abbreviations
     ("--max_step=5", "unknown argument '--max_step=5' did you mean '--max_steps'?"),

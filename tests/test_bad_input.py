@@ -111,6 +111,8 @@ BAD = {
     "src.tasks show zz": "unknown task 'zz'",
     "src.tasks show demo_a1 --rows few": "argument --rows: invalid int value: 'few'",
     "src.tasks show demo_a1 --rows 0": "--rows 0 must be at least 1",
+    "src.tasks show demo_a1 --ids": "--ids is about what a model reads: it needs --model_name_or_path",
+    "src.tasks show demo_a1 --system_prompt ''": "--system_prompt is about what a model reads",
     "src.tasks list --task_dir nowhere": "--task_dir nowhere: no such folder",
 }
 AS_PROCESSES = [name for name in BAD if name in (

@@ -20,7 +20,7 @@ from src.training import families
 from src.training.families import IGNORED, padded
 from src.training.flags import ModelArguments
 from src.training.model import load_family, load_model
-from src.training.scored import choice_scores
+from src.training.scored import choice_scores, token_losses
 from src.training.tokenised import Preparer
 
 CHATML = """{% if messages[0].role != 'system' %}<|im_start|>system
@@ -273,6 +273,13 @@ def test_choices_are_scored_as_row_by_row(both, choices):
             assert float(scores[i, k]) == pytest.approx(-float(cross_entropy(one, torch.tensor(target),
                                                                              reduction="sum")), rel=1e-4)
         assert torch.isinf(scores[i, len(row):]).all()
+
+
+def test_losses_of_a_large_vocabulary_are_exact():
+    torch.manual_seed(0)
+    logits, labels = 3 * torch.randn(2, 2, 50000), torch.tensor([[7, 8], [9, IGNORED]])
+    exact = -logits.double().log_softmax(2).gather(2, labels.clamp(min=0)[:, :, None])[:, :, 0] * (labels != IGNORED)
+    assert torch.allclose(token_losses(logits, labels).double(), exact, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama"])

@@ -52,6 +52,18 @@ def test_an_adapter_is_merged_or_trained_on(adapter):
     assert isinstance(prefix, peft.PeftModel) and list(prefix.peft_config) == ["default"]
 
 
+def test_weights_are_of_the_type_that_the_config_names(tmp_path):
+    """So that what is checked before a model is loaded is what is loaded: float32 where it names none."""
+    load_family(ModelArguments(TINY), "cache").tokenizer.save_pretrained(tmp_path)
+    load(TINY).bfloat16().save_pretrained(tmp_path)
+    assert load(tmp_path).dtype == torch.float32
+    assert load(tmp_path, model_dtype="auto").dtype == torch.bfloat16
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load(tmp_path, model_dtype="auto").dtype == torch.float32
+
+
 def test_the_tokenizer_is_the_adapters_where_it_has_one(adapter):
     assert len(load_family(ModelArguments(str(adapter)), "cache").tokenizer) == 315
     own = load_family(ModelArguments(TINY), "cache").tokenizer
@@ -78,6 +90,17 @@ def test_flags_that_say_what_the_adapter_has(adapter):
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["q", "o"]}))
     with pytest.raises(InputError, match=r"--lora_target_modules q v: .* has --lora_target_modules o q"):
         load_family(ModelArguments(str(adapter), train_lora=True, **LORA), "cache")
+
+
+def test_an_adapter_on_all_linear_layers_is_trained_on(tmp_path):
+    """PEFT saves their names one by one."""
+    load(TINY, train_lora=True, lora_target_modules=["all-linear"]).save_pretrained(tmp_path)
+    load_family(ModelArguments(str(tmp_path), train_lora=True, lora_target_modules=["all-linear"]), "cache")
+    with pytest.raises(InputError, match=r"--lora_target_modules q v: .* has --lora_target_modules all-linear"):
+        load_family(ModelArguments(str(tmp_path), train_lora=True), "cache")
+    names = sorted({name.rpartition(".")[2] for name in json.loads(
+        (tmp_path / "adapter_config.json").read_text())["target_modules"]})
+    load_family(ModelArguments(str(tmp_path), train_lora=True, lora_target_modules=names), "cache")
 
 
 def test_broken_adapters(adapter):

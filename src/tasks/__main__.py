@@ -62,7 +62,12 @@ def _show(args) -> int:
     if args.rows < 1:
         raise InputError(f"--rows {args.rows} must be at least 1")
     family = None
-    if args.model_name_or_path:
+    if not args.model_name_or_path:
+        for flag, given in (("ids", args.ids), ("chat_template", args.chat_template != "auto"),
+                            ("system_prompt", args.system_prompt is not None), ("source_prefix", args.source_prefix)):
+            if given:
+                raise InputError(f"--{flag} is about what a model reads: it needs --model_name_or_path")
+    else:
         from src.training.flags import ModelArguments
         from src.training.model import load_family
 

@@ -176,7 +176,6 @@ class Family:
             raise InputError(f"--max_source_length {source}: what stands around an input takes {self.prompt_overhead} "
                              "tokens, so at least one more")
 
-
     def check_gradients(self, name: str, longest: int) -> None:
         """Raise InputError where gradients of single examples of up to `longest` tokens cannot be taken rightly."""
         config = self.config

@@ -65,6 +65,10 @@ class ModelArguments:
                   if getattr(self, name)]
         if len(chosen) > 1:
             raise InputError(f"--{chosen[0]} and --{chosen[1]} exclude each other; give at most one")
+        changed = [item.name for item in dataclasses.fields(self) if item.name.startswith("lora_")
+                   and getattr(self, item.name) != item.default]
+        if changed and not self.train_lora:
+            warn(f"--{changed[0]} changes nothing without --train_lora True: no LoRA is trained")
         at_least("lora_rank", self.lora_rank, 1)
         at_least("num_virtual_tokens", self.num_virtual_tokens, 1)
         if not 0 <= self.lora_dropout < 1:

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -52,15 +52,15 @@ def load_family(args: ModelArguments, cache_dir: str, source_prefix: str = "") -
         with _named(name, name):
             _check_weights(name, "adapter_model", "adapter_model")
         if args.train_lora:
-            _check_same_adapter(args, saved, config.model_type)
+            _check_same_adapter(args, saved, family)
     return family
 
 
 def check_model(args: ModelArguments, family: Family, is_trained: bool, cache_dir: str) -> None:
     """Raise InputError where the model, known by its config alone, cannot be trained as the flags ask."""
     name, saved = args.model_name_or_path, _saved_adapter(args.model_name_or_path)
-    dtype = family.config.dtype if args.model_dtype == "auto" else getattr(torch, args.model_dtype)
-    if is_trained and not args.trains_adapter and dtype not in (None, torch.float32):
+    dtype = _dtype(args, family)
+    if is_trained and not args.trains_adapter and dtype != torch.float32:
         raise InputError(f"--model_dtype {args.model_dtype}: weights of {str(dtype).removeprefix('torch.')} are too "
                          "coarse to be trained; use float32 (--bf16 True still computes in bfloat16), or train an "
                          "adapter: --train_lora True")
@@ -82,7 +82,7 @@ def load_model(args: ModelArguments, cache_dir: str, family: Family):
     name, saved = args.model_name_or_path, _saved_adapter(args.model_name_or_path)
     base, where = _base(args, saved, cache_dir)
     with _named(name, base):
-        model = family.auto.from_pretrained(base, dtype=args.model_dtype, **where)
+        model = family.auto.from_pretrained(base, dtype=_dtype(args, family), **where)
     if len(family.tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(family.tokenizer))
     if saved is not None:
@@ -113,6 +113,11 @@ def load_model(args: ModelArguments, cache_dir: str, family: Family):
 
 
 # ---- where a model comes from --------------------------------------------------------------------------------------
+
+
+def _dtype(args: ModelArguments, family: Family) -> torch.dtype:
+    """Of the weights; auto is what the model's config says, and float32 where it says nothing."""
+    return family.config.dtype or torch.float32 if args.model_dtype == "auto" else getattr(torch, args.model_dtype)
 
 
 def _saved_adapter(name: str):
@@ -206,17 +211,31 @@ def _adapter_config(args: ModelArguments, model, family: Family):
                                    token_dim=model.get_input_embeddings().embedding_dim)
 
 
-def _check_same_adapter(args: ModelArguments, saved, model_type: str) -> None:
+def _check_same_adapter(args: ModelArguments, saved, family: Family) -> None:
     """Raise InputError where the flags ask for another adapter than the saved one that is to be trained on."""
+    import peft
+    from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as known
 
-    there = [saved.target_modules] if isinstance(saved.target_modules, str) else sorted(saved.target_modules)
+    with torch.device("meta"):
+        model = family.auto.from_config(family.config)
+    linear = {name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))
+              and module is not model.get_output_embeddings()}
+
+    def layers(targets: str | Sequence[str]) -> set[str]:
+        """By name; a saved adapter may name each, or what they end in, or all by a regular expression."""
+        config = peft.LoraConfig(target_modules=targets)
+        return linear if targets == [ALL_LINEAR] else {
+            name for name, _ in model.named_modules() if check_target_module_exists(config, name)}
+
+    there, model_type = layers(saved.target_modules), family.config.model_type
     usual = [known[model_type]] if model_type in known else ATTENTION_NAMES
     asked = [args.lora_target_modules] if args.lora_target_modules else usual
     settings = [(name, [getattr(args, f"lora_{name}")], [value]) for name, value in (
         ("rank", saved.r), ("alpha", saved.lora_alpha), ("dropout", saved.lora_dropout))]
-    if set(there) not in map(set, asked):
-        settings.append(("target_modules", asked[0], there))
+    if there not in map(layers, asked):
+        settings.append(("target_modules", asked[0], [ALL_LINEAR] if there == linear else sorted(
+            {name.rpartition(".")[2] for name in there})))
     for name, wanted, own in settings:
         if wanted != own:
             wanted, own = (" ".join(map(str, values)) for values in (wanted, own))

@@ -12,6 +12,15 @@ from src.training.families import IGNORED, Family
 from src.training.tokenised import Prepared
 
 
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of each label, (b, t), 0 where it is IGNORED.
+
+    As a list of tokens: along another dimension than the last a large vocabulary is summed up coarsely, and slowly.
+    """
+    return cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED,
+                         reduction="none").view_as(labels)
+
+
 def choice_scores(family: Family, model, batch: dict, logits: torch.Tensor, choices: torch.Tensor) -> torch.Tensor:
     """Log-probability of each answer choice, the sum over its tokens: (b, choices), -inf where a row has fewer.
 
@@ -23,9 +32,8 @@ def choice_scores(family: Family, model, batch: dict, logits: torch.Tensor, choi
     if choices.shape[2] == 1:  # all are decided at the first position, which the targets' own logits hold
         scores = logits[:, 0].float().log_softmax(1).gather(1, choices[:, :, 0].clamp(min=0))
     else:
-        scores = torch.stack([-cross_entropy(
-            family.target_logits(model, family.with_targets(model, batch, ids))[0].float().transpose(1, 2), ids,
-            ignore_index=IGNORED, reduction="none").sum(1) for ids in choices.unbind(1)], dim=1)
+        scores = -torch.stack([token_losses(*family.target_logits(model, family.with_targets(model, batch, ids))).sum(1)
+                               for ids in choices.unbind(1)], dim=1)
     return scores.masked_fill(choices[:, :, 0] == IGNORED, -torch.inf)
 
 

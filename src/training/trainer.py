@@ -14,7 +14,7 @@ from transformers import GenerationConfig, Seq2SeqTrainer
 
 from src.training.families import IGNORED, Family, padded
 from src.training.flags import DataArguments, TrainingArguments
-from src.training.scored import Scored, choice_scores
+from src.training.scored import Scored, choice_scores, token_losses
 from src.training.tokenised import Prepared
 
 log = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ class Trainer(Seq2SeqTrainer):
         with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
             batch = self.family.read(self.model, batch)
             logits, labels = self.family.target_logits(model, batch)
-            loss = cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+            loss = token_losses(logits, labels)
             stats = [loss.sum(1), (labels != IGNORED).sum(1).to(loss.dtype)]
             if choices is not None:
                 scores = choice_scores(self.family, self.model, batch, logits, choices)
