@@ -98,6 +98,7 @@ def clusters(gains: Gains) -> Plan:
 
 
 def random_partitions(truth: Gains, count: int = 300) -> float:
+    """Mean over partitions of what they are worth."""
     rng, n = np.random.default_rng(0), len(truth.items)
     found = []
     for _ in range(count):

@@ -1,0 +1,170 @@
+"""What a table says in which every subset was trained: `python -m tests.bench_table [--save_name NAME]`.
+
+Clusters, plans and predictions are made of validation scores under the first seed, of some of the subsets; what they
+are worth is read off the test scores: of the same trainings, and of those under other seeds, which chose nothing.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import spearmanr
+from sklearn.metrics import adjusted_rand_score
+
+from src.cli import InputError, run_as_script
+from src.cluster import evidence, rounding, sdp
+from src.gains import Gains, choose_metrics, read_gains
+from src.plan.choose import Plan, every_subset, partition
+from src.plan.predict import Process
+from src.scores import read_scores, results_file
+from src.subsets import start_set
+from tests.bench_plan import (
+    by_pair_means,
+    loop,
+    pair_matrix,
+    pair_means,
+    part,
+    plan_from,
+    random_partitions,
+    ridge,
+    value,
+)
+
+KINDS = {"sst2": "sentiment", "yelp_review_full": "sentiment", "mnli": "inference", "qnli": "inference",
+         "xsum": "summary", "samsum": "summary", "e2e_nlg_cleaned": "text from data", "common_gen": "text from data"}
+PERMUTATIONS = 999
+
+
+def table(folder: Path, split: str, seed: str | None = None) -> Gains:
+    """Relative gains over alone; of answer choices by choice_loss, of free text by loss. seed: None takes all."""
+    scores = read_scores(folder, split, statuses=("completed", "imported"),
+                         keep_seed=None if seed is None else lambda each: each == seed)
+    losses = scores[scores["metric"].isin(["choice_loss", "loss"])]
+    own = losses.sort_values("metric").drop_duplicates("item")
+    words = [f"{row.item}={row.metric}" for row in own.itertuples()]
+    return read_gains(choose_metrics(losses, words, lambda items: {}, [], []), "relative")
+
+
+def seeds_of(folder: Path) -> list[str]:
+    """Seeds by how many subsets were trained under them, most first."""
+    import pandas as pd
+
+    runs = pd.read_csv(results_file(folder), dtype=str, keep_default_na=False)
+    runs = runs[runs["status"].isin(["completed", "imported"])]
+    return list(runs.groupby("seed")["trained_on"].nunique().sort_values(ascending=False, kind="stable").index)
+
+
+def clusters_by(S: np.ndarray, method: str) -> np.ndarray:
+    k = rounding.best_number(S, rounding.extend(S, np.full(len(S), -1)))
+    return rounding.find_clusters(S, k, method, 0)[0]
+
+
+def groups(labels: np.ndarray) -> Plan:
+    return partition(labels == c for c in range(int(labels.max()) + 1))
+
+
+def plans(valid: Gains, test: Gains, T: np.ndarray, pairs: list) -> dict[str, tuple[Plan, int]]:
+    """What would be trained, and how many trainings it takes to know that, all in the table by name."""
+    n = len(valid.items)
+    start, given = start_set(valid.items, 0), part(valid, pairs)
+    found = {"all": (partition([np.ones(n, bool)]), 1)}
+    for words, hubs, method in (("clusters, rounding as published", "keep", "threshold"), ("clusters", "keep", "sdp"),
+                                ("clusters, hubs removed", "remove", "sdp")):
+        if hubs == "keep" or n >= evidence.FEWEST_WITHOUT_HUBS:
+            found[words] = groups(clusters_by(sdp.symmetric(T, hubs), method)), len(pairs) - n - 1
+    found["pair means"] = by_pair_means(given), len(pairs) - 1
+    for name, subsets in (("pairs", pairs), ("start set", start)):
+        found[f"plan from {name}"] = plan_from(part(valid, subsets)), len(set(subsets))
+        for explore in (0, 2):
+            plan, more = loop(valid, list(subsets), explore)
+            found[f"loop from {name}, --explore {explore}"] = plan, len(set(subsets)) + more
+    found["plan from everything"] = plan_from(valid), len(valid.members)
+    found["best possible on test"] = plan_from(test), len(valid.members)
+    return found
+
+
+def measured_value(truth: Gains, plan: Plan) -> float | None:
+    """Mean gain in %; None where a subset of the plan has no scores there."""
+    gain = value(truth, plan)
+    return None if np.isnan(gain) else gain
+
+
+def print_plans(valid: Gains, test: Gains, others: list[Gains], T: np.ndarray, pairs: list) -> None:
+    found = plans(valid, test, T, pairs)
+    best = value(test, found["best possible on test"][0])
+    print("\nmean gain over alone on test, %: of the same trainings; under other seeds (mean, lowest, highest);\n"
+          "share of the best possible; trainings to get there; subsets")
+    print(f"  {'random partitions':34s} {random_partitions(test):+7.2f}")
+    for name, (plan, trainings) in found.items():
+        own = value(test, plan)
+        again = [gain for gain in (measured_value(other, plan) for other in others) if gain is not None]
+        fresh = f"{np.mean(again):+7.2f} ({min(again):+.2f}, {max(again):+.2f})" if again else f"{'-':>7s}"
+        share = f"{own / best:5.0%}" if best > 0 else "    -"
+        print(f"  {name:34s} {own:+7.2f}  {fresh:26s} {share} {trainings:4d}  "
+              + " | ".join(" ".join(valid.names(members)) for members in plan.subsets))
+
+
+def print_predictors(valid: Gains, test: Gains, others: list[Gains], T: np.ndarray, pairs: list) -> None:
+    """Rank correlations with the test gains of subsets that the pairs do not hold: by item, and of whole subsets."""
+    n = len(valid.items)
+    every = every_subset(n)
+    new = np.array([members for members in every if 2 < members.sum() < n])
+    truth = np.array([test.of(members) for members in new])
+    given = part(valid, pairs)
+    process = Process(given.members, given.values)
+    together = given.members.sum(1) > 1
+    S = sdp.symmetric(T, "keep") * ~np.eye(n, dtype=bool)
+    density = np.array([S[np.ix_(members, members)].sum() / members.sum() for members in new])
+    found = {"pair means": pair_means(pair_matrix(given), new), "process": process.means(new),
+             "ridge": ridge(given.members[together], given.values[together], new)[0],
+             "validation scores of the same trainings": np.array([valid.of(members) for members in new])}
+    print(f"\nrank correlation with the test gains of the {len(new)} subsets of 3 to {n - 1} items, from alone, pairs and"
+          " all:\nby item (mean), of the subsets' mean gains")
+    print(f"  {'density':45s}     -   {spearmanr(density, np.nanmean(truth, 1)).statistic:+.2f}")
+    for name, guess in found.items():
+        by_item = np.mean([spearmanr(guess[new[:, i], i], truth[new[:, i], i]).statistic for i in range(n)])
+        print(f"  {name:45s} {by_item:+.2f}   {spearmanr(np.nanmean(guess, 1), np.nanmean(truth, 1)).statistic:+.2f}")
+    both = [np.array([g.of(members) for members in every if members.sum() == 2]) for g in (test, *others)]
+    for number, other in enumerate(both[1:], 2):
+        known = ~np.isnan(both[0]) & ~np.isnan(other)
+        by_item = [spearmanr(both[0][known[:, i], i], other[known[:, i], i]).statistic for i in range(n)]
+        print(f"  ceiling: pairs, first and {number}. seed{'':21s} {np.mean(by_item):+.2f}   "
+              f"{spearmanr(np.nanmean(both[0], 1), np.nanmean(other, 1)).statistic:+.2f}")
+
+
+def print_structure(T: np.ndarray, items: tuple[str, ...]) -> None:
+    hubs, p, tests = evidence.choose_hubs(T, None, PERMUTATIONS, np.random.default_rng(0))
+    labels = clusters_by(sdp.symmetric(T, hubs), "sdp")
+    print(f"\nstructure: p = {p:.3f}, hubs {hubs}"
+          + "".join(f"; {way}: p = {each.p:.3f}" for way, each in tests.items()))
+    if all(item in KINDS for item in items):
+        print(f"  clusters beside the tasks' kinds: adjusted Rand index "
+              f"{adjusted_rand_score([KINDS[item] for item in items], labels):+.2f}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results_dir", default="data/benchmarks", help="folder of results (default: %(default)s)")
+    parser.add_argument("--save_name", default="smollm2", help="name of the table (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    folder = Path(args.results_dir) / args.save_name
+    seed, *again = seeds_of(folder)
+    valid, test = (table(folder, split, seed) for split in ("valid", "test"))
+    n = len(valid.items)
+    lacking = 2**n - 1 - sum(valid.is_measured(members) for members in valid.members)
+    if lacking:
+        raise InputError(f"{folder}: {lacking} of {2**n - 1} subsets of {' '.join(valid.items)} have no scores under "
+                         f"seed {seed}; make bench-real goes on with them")
+    print(f"{n} items, all {2**n - 1} subsets under seed {seed or '(not known)'}"
+          + (f", some under {', '.join(again)}" if again else ""))
+    pairs = [*itertools.combinations(valid.items, 1), *itertools.combinations(valid.items, 2), tuple(valid.items)]
+    T, others = pair_matrix(valid), [table(folder, "test", other) for other in again]
+    print_plans(valid, test, others, T, pairs)
+    print_predictors(valid, test, others, T, pairs)
+    print_structure(np.where(np.eye(n, dtype=bool), np.nan, T), valid.items)
+    return 0
+
+
+if __name__ == "__main__":
+    run_as_script(main)
