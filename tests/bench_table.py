@@ -119,8 +119,8 @@ def print_predictors(valid: Gains, test: Gains, others: list[Gains], T: np.ndarr
     found = {"pair means": pair_means(pair_matrix(given), new), "process": process.means(new),
              "ridge": ridge(given.members[together], given.values[together], new)[0],
              "validation scores of the same trainings": np.array([valid.of(members) for members in new])}
-    print(f"\nrank correlation with the test gains of the {len(new)} subsets of 3 to {n - 1} items, from alone, pairs and"
-          " all:\nby item (mean), of the subsets' mean gains")
+    print(f"\nrank correlation with the test gains of the {len(new)} subsets of 3 to {n - 1} items, from alone, pairs "
+          "and all:\nby item (mean), of the subsets' mean gains")
     print(f"  {'density':45s}     -   {spearmanr(density, np.nanmean(truth, 1)).statistic:+.2f}")
     for name, guess in found.items():
         by_item = np.mean([spearmanr(guess[new[:, i], i], truth[new[:, i], i]).statistic for i in range(n)])
