@@ -78,5 +78,5 @@ def test_what_a_table_says(scratch, capsys):
 
 def test_a_table_that_is_not_whole(scratch):
     write_table({42: [(item,) for item in ITEMS]})
-    with pytest.raises(InputError, match="26 of 31 subsets .* have no scores under seed 42"):
+    with pytest.raises(InputError, match=r"26 of 31 subsets .* have no scores under seed 42"):
         bench_table.main(["--results_dir", "results", "--save_name", "made"])
