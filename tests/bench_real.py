@@ -21,7 +21,7 @@ from src.tasks.catalogue import load_task
 from src.tasks.rows import Selection, find_rows
 
 MODEL = "data/models/smollm2-135m-instruct"
-TASKS = ("sst2", "yelp_review_full", "mnli", "e2e_nlg_cleaned", "common_gen")
+TASKS = ("sst2", "yelp_review_full", "xsum", "e2e_nlg_cleaned", "common_gen")
 SEED = 42
 LONGEST = 96  # tokens of a prompt, template included; of longer ones the row's text is shortened
 ROWS = {"train": 400, "validation": 200, "test": 200}  # validation is cut from the training split, test from validation
@@ -61,8 +61,8 @@ def write_rows(tasks: list[str], data_dir: str, folder: Path) -> None:
                 print(f"{name}: {len(some)} {role} rows from {source.source}")
 
 
-def flags(*but: str) -> list[str]:
-    return [word for name, value in SETTINGS.items() if name not in but for word in (f"--{name}", str(value))]
+def flags(*but: str, **other) -> list[str]:
+    return [word for name, value in (SETTINGS | other).items() if name not in but for word in (f"--{name}", str(value))]
 
 
 def main() -> int:
@@ -78,22 +78,28 @@ def main() -> int:
     args = parser.parse_args()
     rows = Path(DEFAULT_CACHE_DIR, "bench_real")
     write_rows(args.tasks, args.data_dir, rows)
-    places = ["--data_dir", str(rows), "--results_dir", args.results_dir, "--save_name", args.save_name]
+    places = ["--data_dir", str(rows), "--results_dir", args.results_dir]
     if args.untrained:
         return subprocess.run([
             sys.executable, "train_multitask.py", *flags("lr", "batch_size", "train_lora", "lora_rank",
                                                          "lora_target_modules"), *places,
-            "--do_eval", "True", "--task_names", *args.tasks, "--disable_tqdm", "True"], check=False).returncode
+            "--do_eval", "True", "--task_names", *args.tasks, "--save_name", f"{args.save_name}-untrained",
+            "--disable_tqdm", "True"], check=False).returncode
     everything, again = orders(args.tasks)
-    for number, (seed, subsets) in enumerate(((SEED, everything[:args.only]), (SEED + 1, again), (SEED + 2, again))):
-        if number and args.only is not None:
-            break
-        wanted = rows / f"subsets-{seed}.txt"
+    alone, steps = everything[:len(args.tasks)], SETTINGS["max_steps"]
+    sweeps = [(args.save_name, SEED, everything[:args.only], steps)]
+    if args.only is None:
+        sweeps += [(args.save_name, SEED + more, again, steps) for more in (1, 2)]
+        # alone with as many passes over the rows as in pairs, and as in all
+        sweeps += [(f"{args.save_name}-alone-{steps // size}", SEED, alone, steps // size) for size in (2, len(alone))]
+    for save_name, seed, subsets, steps in sweeps:
+        wanted = rows / f"subsets-{save_name}-{seed}.txt"
         wanted.write_text("".join(" ".join(members) + "\n" for members in subsets), encoding="utf-8")
         code = subprocess.run(
-            [sys.executable, "train_sample_tasks.py", *flags(), *places, "--task_names", *args.tasks,
-             "--subsets_file", str(wanted), "--seed", str(seed), "--task_set_name", f"{args.save_name}-{seed}",
-             "--device", *args.device, "--jobs_per_device", args.jobs_per_device], check=False).returncode
+            [sys.executable, "train_sample_tasks.py", *flags(max_steps=steps), *places, "--save_name", save_name,
+             "--task_names", *args.tasks, "--subsets_file", str(wanted), "--seed", str(seed),
+             "--task_set_name", f"{save_name}-{seed}", "--device", *args.device,
+             "--jobs_per_device", args.jobs_per_device], check=False).returncode
         if code:
             return code
     return 0

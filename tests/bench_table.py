@@ -133,6 +133,26 @@ def print_predictors(valid: Gains, test: Gains, others: list[Gains], T: np.ndarr
               f"{spearmanr(np.nanmean(both[0], 1), np.nanmean(other, 1)).statistic:+.2f}")
 
 
+def print_equal_passes(folder: Path, items: tuple[str, ...]) -> None:
+    """Gains over alone of subsets whose items got as many passes over their rows as alone: trained for fewer steps."""
+    import pandas as pd
+
+    together = pd.read_csv(results_file(folder))
+    losses = together[(together["split"] == "test") & together["metric"].isin(["choice_loss", "loss"])]
+    for short in sorted(folder.parent.glob(f"{folder.name}-alone-*/")):
+        alone = pd.read_csv(results_file(short))
+        size = round(together["steps"].iloc[0] / alone["steps"].iloc[0])
+        gains = []
+        for item in items:
+            own = losses[losses["item"] == item]
+            own = own[own["metric"] == min(own["metric"])]
+            base, = alone[(alone["split"] == "test") & (alone["item"] == item) & (alone["metric"] == min(own["metric"]))
+                          ]["value"]
+            gains += list(1 - own[own["trained_on"].str.split().str.len() == size]["value"] / base)
+        print(f"  subsets of {size} over alone at equal passes ({alone['steps'].iloc[0]:.0f} steps): "
+              f"{100 * np.mean(gains):+.2f} %, {np.mean(np.array(gains) > 0):.0%} of {len(gains)} gains are above 0")
+
+
 def print_structure(T: np.ndarray, items: tuple[str, ...]) -> None:
     hubs, p, tests = evidence.choose_hubs(T, None, PERMUTATIONS, np.random.default_rng(0))
     labels = clusters_by(sdp.symmetric(T, hubs), "sdp")
@@ -161,6 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     pairs = [*itertools.combinations(valid.items, 1), *itertools.combinations(valid.items, 2), tuple(valid.items)]
     T, others = pair_matrix(valid), [table(folder, "test", other) for other in again]
     print_plans(valid, test, others, T, pairs)
+    print_equal_passes(folder, valid.items)
     print_predictors(valid, test, others, T, pairs)
     print_structure(np.where(np.eye(n, dtype=bool), np.nan, T), valid.items)
     return 0

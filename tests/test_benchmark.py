@@ -50,21 +50,22 @@ def loss(item: str, members: tuple[str, ...], rng: random.Random) -> float:
     return 2.0 * (1 - 0.1 * sum(others) + 0.05 * (len(others) - sum(others))) + rng.gauss(0, 1e-4)
 
 
-def write_table(subsets_by_seed: dict[int, list[tuple[str, ...]]]) -> None:
+def write_table(subsets_by_seed: dict[int, list[tuple[str, ...]]], table: str = "made", steps: int = 60) -> None:
     rng = random.Random(0)
     for seed, subsets in subsets_by_seed.items():
         for members in subsets:
             name = f"{'-'.join(members)}-s{seed}"
-            Results("results", "made").write_part(name, [
+            Results("results", table).write_part(name, [
                 {**dict.fromkeys(COLUMNS, ""), "run_id": name, "status": "completed", "seed": seed, "item": item,
                  "trained_on": " ".join(sorted(members)), "split": split, "config_hash": "c", "metric": "loss",
-                 "value": loss(item, members, rng)} for item in members for split in ("valid", "test")],
+                 "steps": steps, "value": loss(item, members, rng)} for item in members for split in ("valid", "test")],
                 {"status": "completed"})
 
 
 def test_what_a_table_says(scratch, capsys):
     by_size = {size: list(itertools.combinations(ITEMS, size)) for size in range(1, 6)}
     write_table({42: list(itertools.chain(*by_size.values())), 43: by_size[1] + by_size[2] + by_size[5]})
+    write_table({42: by_size[1]}, "made-alone-30", 30)
     assert bench_table.main(["--results_dir", "results", "--save_name", "made"]) == 0
     said = capsys.readouterr().out
     gains = {line[2:36].strip(): line[36:].split() for line in said.splitlines() if line.startswith("  ")}
@@ -73,6 +74,7 @@ def test_what_a_table_says(scratch, capsys):
         assert " ".join(gains[name]).endswith(planted), said  # 4 of 5 items gain 10 % each
         assert float(gains[name][0]) == pytest.approx(8, abs=0.1) == float(gains[name][1])
     assert float(gains["all"][0]) == pytest.approx(-8, abs=0.1)  # four items 10 - 15 %, xsum - 20 %
+    assert "subsets of 2 over alone at equal passes (30 steps): -2.0" in said  # 4 of 20 gain 10 %, 16 lose 5 %
     assert "adjusted Rand index +1.00" in said
 
 
