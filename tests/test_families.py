@@ -365,6 +365,8 @@ def test_a_decoder_only_model_goes_on_as_if_never_broken_off(gpt2, extra):
 @pytest.mark.parametrize("extra, words", [
     ("--model_dtype bfloat16", "--model_dtype bfloat16: weights of bfloat16 are too coarse to be trained; use float32"),
     ("--max_source_length 190", "it has 192 positions for all of them"),
+    ("--max_source_length 191 --max_target_length 1 --generation_max_length 1 --score_choices True",  # a longer choice
+     "it has 192 positions for all of them"),
     ("--metric_for_best_model eval_exact_match --predict_with_generate False", "no such metric among those"),
     ("--lora_target_modules c_atn --train_lora True", "no linear layer 'c_atn'; did you mean 'c_attn'?"),
 ])

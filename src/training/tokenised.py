@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import datasets
 
 BATCH = 1000  # rows rendered and tokenised at once
-FORMAT = 4  # counted up when what is stored changes, so that older files are not taken for new ones
+FORMAT = 5  # counted up when what is stored changes, so that older files are not taken for new ones
 GENERATION_MARGIN = 5  # tokens generated beyond the longest answer choice: a longer output could not match it anyway
 
 
@@ -144,7 +144,8 @@ class Preparer:
         rows = selection.load()
         template.check_columns(rows[0][1], selection.rows.source)
         counts = dict.fromkeys(("rows", "input_tokens", "target_tokens", "shortened_inputs", "cut_inputs",
-                                "cut_targets", "unwritable_targets", "longest_target", "without_gold", *LEFT_OUT), 0)
+                                "cut_targets", "unwritable_targets", "longest_target", "longest_choice", "without_gold",
+                                *LEFT_OUT), 0)
         with temporary_beside(data) as temporary:
             with ArrowWriter(path=str(temporary), features=features) as writer:
                 for start in range(0, len(rows), BATCH):
@@ -166,6 +167,8 @@ class Preparer:
                     counts["input_tokens"] += sum(map(len, inputs))
                     counts["target_tokens"] += sum(map(len, labels))
                     counts["longest_target"] = max(counts["longest_target"], *map(len, labels))
+                    counts["longest_choice"] = max([counts["longest_choice"],
+                                                    *(len(ids) for row in choices for ids in row)])
                     counts["without_gold"] += gold.count(-1)
                     writer.write_batch({"input_ids": inputs, "labels": labels, "references": references,
                                         "choices": choices, "gold": gold})
