@@ -94,7 +94,7 @@ def speed() -> None:
         S = sdp.symmetric(T)
         (labels, relaxation), seconds = cpu(rounding.find_clusters, S, k)
         _, choosing = cpu(auto, S)
-        _, testing = cpu(evidence.clusteredness, T, 19, np.random.default_rng(0))
+        _, testing = cpu(evidence.permutation_test, T, 19, np.random.default_rng(0))
         print(f"n = {n:3}, k = {k:2}, noise {noise}: {seconds:.2f} s ({relaxation.iterations} iterations), gap "
               f"{1 - sdp.density(S, labels) / relaxation.bound:.2%}, ARI "
               f"{adjusted_rand_score(truth, labels):.2f}; choosing k {choosing:.2f} s; 19 permutations {testing:.1f} s")

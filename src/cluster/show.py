@@ -57,7 +57,7 @@ def show_evidence(record: dict, say: Callable[[str], None]) -> None:
     say(f"hubs, items that are good or bad for everybody: {total:.0%} of the variance (by chance about {chance:.0%})"
         + (f", most of it one outlier, {largest}" if total > 2 * chance and shares[largest] > total / 2 else ""))
     ways = {"keep": "hubs kept", "remove": "hubs removed"}
-    test = ways[record["hubs"]] + ", permutation test" + ("" if len(tests) == 1 else " of the better of two ways, "
+    test = ways[record["hubs"]] + ", permutation test" + ("" if len(tests) == 1 else " of two ways, "
         + " and ".join(f"{words} {tests[way]['p']:.3g}" for way, words in ways.items()))
     if record["structure_found"]:
         say(f"structure found (p = {record['p_value']:.3g}; {test})")
