@@ -2,8 +2,6 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-DEMO_FLAGS := --max_steps 100 --eval_steps 50 --save_steps 50
-
 .PHONY: demo test test-fast lint bench bench-real page-check engines real-model
 
 # `make test ENGINES=required`: the tests of SLURM and Ray fail where they cannot run, instead of being skipped.
@@ -49,14 +47,13 @@ bench-real: real-model
 demo: .venv/installed
 	@echo "== 1. one task under three instructions: tiny-t5 on demo_a1"
 	OMP_NUM_THREADS=1 $(BIN)/python train_multi_instruction.py --do_train --do_eval --predict_with_generate \
-	    --model_name_or_path data/models/tiny-t5 --task_name demo_a1 --template_idx 0 1 2 $(DEMO_FLAGS) \
-	    --eval_strategy steps --save_strategy steps --learning_rate 5e-3 --lr_scheduler_type constant \
-	    --per_device_train_batch_size 32 --save_name demo_instructions --overwrite_output_dir --disable_tqdm True
+	    --model_name_or_path data/models/tiny-t5 --task_name demo_a1 --template_idx 0 1 2 --max_steps 100 \
+	    --eval_steps 50 --save_steps 50 --eval_strategy steps --save_strategy steps --learning_rate 5e-3 \
+	    --lr_scheduler_type constant --per_device_train_batch_size 32 --save_name demo_instructions \
+	    --overwrite_output_dir --disable_tqdm True
 	@echo
 	@echo "== 2. nine tasks in three planted groups: train all 36 pairs, two at a time"
-	$(BIN)/python train_sample_tasks.py --model_name_or_path data/models/tiny-t5 --task_names 'demo_*' \
-	    --min_task_num 2 --max_task_num 2 --num_samples 36 --draw balanced $(DEMO_FLAGS) \
-	    --lr 5e-3 --batch_size 32 --device cpu --jobs_per_device 2 --task_set_name demo --save_name demo
+	$(BIN)/python train_sample_tasks.py data/demo.json --num_samples 36 --draw balanced --task_set_name demo
 	@echo
 	@echo "== 3. from the results to clusters, compared with the planted groups"
 	$(BIN)/python -m src.cluster --save_name demo --reference data/demo_groups.txt

@@ -1,4 +1,4 @@
-"""Fine-tune a sequence-to-sequence model on one task under none, one or several instruction templates.
+"""Fine-tune a language model on one task under none, one or several instruction templates.
 
 CUDA_VISIBLE_DEVICES=0 python train_multi_instruction.py --do_train --do_eval --predict_with_generate \\
     --model_name_or_path t5-base --task_name rte --template_idx 0 1 2 --max_steps 5000 --learning_rate 5e-5 \\

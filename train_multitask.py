@@ -1,4 +1,4 @@
-"""Fine-tune a sequence-to-sequence model on one or several tasks together.
+"""Fine-tune a language model on one or several tasks together.
 
 CUDA_VISIBLE_DEVICES=0 python train_multitask.py --do_train --do_eval --predict_with_generate \\
     --model_name_or_path t5-small --task_names rte boolq wic mnli --max_steps 5000 --learning_rate 5e-5 \\

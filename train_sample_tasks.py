@@ -3,7 +3,7 @@
 python train_sample_tasks.py --model_name_or_path t5-base \\
     --num_samples 1000 --min_task_num 2 --max_task_num 2 --target_task_group 0 7 \\
     --max_steps 4000 --eval_steps 400 --save_steps 400 --runs 2 --fp16 True \\
-    --task_set_name sample_test_dule_0_7 --save_name sample_test_dule_0_7 --device 0
+    --task_set_name groups_0_7 --save_name groups_0_7 --device 0
 
 Completed subsets: sampled_tasks/<task_set_name>.txt. Results: results/<save_name>/. --dry_run shows what would be done.
 """

@@ -1,4 +1,4 @@
-"""Fine-tune sequence-to-sequence models on many tasks or instructions, and find out which help each other."""
+"""Fine-tune language models on many tasks or instructions, and find out which help each other."""
 
 DEFAULT_TASK_DIR = "data/tasks"
 DEFAULT_DATA_DIR = "data/splits/default"

@@ -10,6 +10,7 @@ import copy
 import difflib
 import errno
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -67,6 +68,7 @@ class OneLineErrors(argparse.ArgumentParser):
         super().__init__(*args, **{"formatter_class": Help, "allow_abbrev": False} | name | kwargs)
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # without the spelling with dashes for underscores
         print(f"error: {message} (see --help)", file=sys.stderr)
         raise SystemExit(2)
 
@@ -106,12 +108,17 @@ def run_as_script(main: Callable[[], int]) -> NoReturn:
     """Run `main` and exit with its code: bad input gives one line on standard error and 2, Ctrl-C gives 130.
 
     A place that cannot be written or read is bad input, too; a full disk gives 1, as it may have room again.
+    A reader that has gone gives 141, without a word.
     """
     die_with_parent()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # names and `±` where the terminal knows ASCII alone
     try:
         code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has seen enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2

@@ -22,6 +22,8 @@ OLD_FLAGS = {
     "--denser_evaluation": ("refused", "--eval_strategy steps --eval_steps N, of any number of steps"),
 }
 
+SHORT = {"lr": "learning_rate", "batch_size": "per_device_train_batch_size"}  # names that the sweeps take
+
 
 def translate_old_flags(arguments: list[str]) -> list[str]:
     """Put today's flags in the place of old ones, with a warning each; InputError for one that has no translation."""

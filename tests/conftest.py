@@ -91,7 +91,8 @@ def scratch(tmp_path, monkeypatch) -> Scratch:
     for folder in (*(ROOT / "data/splits/default").iterdir(), *(ROOT / "tests/rows").iterdir()):
         (place / folder.name).symlink_to(folder)
     (tmp_path / "data" / "tasks").symlink_to(ROOT / "data/tasks")
-    (tmp_path / "data" / "models").symlink_to(ROOT / "data/models")
+    for name in ("models", "demo.json"):
+        (tmp_path / "data" / name).symlink_to(ROOT / "data" / name)
     for name in ("t5-base", "t5-small"):
         shutil.copytree(ROOT / "data/models/tiny-t5", tmp_path / name)
     return Scratch(tmp_path)

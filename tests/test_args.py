@@ -245,13 +245,14 @@ def test_flags_of_lora_without_lora_are_said_to_change_nothing(capsys):
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    ("--template_id 1", "unknown argument '--template_id' did you mean '--template_idx'?"),  # no abbreviations
-    ("--max_step=5", "unknown argument '--max_step=5' did you mean '--max_steps'?"),
+    ("--template_id 1", "unknown argument '--template_id': did you mean '--template_idx'?"),  # no abbreviations
+    ("--max_step=5", "unknown argument '--max_step=5': did you mean '--max_steps'?"),
+    ("--lr 5e-3", "unknown argument '--lr': did you mean '--learning_rate'?"),
     ("--quite_unknown", "unknown argument '--quite_unknown' (see"),
     ("--predict_with_generate True stray", "unknown argument 'stray'"),
-    ("--max_steps many", "--max_steps/--max-steps: invalid int value: 'many'"),
+    ("--max_steps many", "argument --max_steps: invalid int value: 'many'"),
     ("--lr_scheduler_type flat", "--lr_scheduler_type"),
-    ("--template_idx", "--template_idx/--template-idx: expected at least one argument"),
+    ("--template_idx", "argument --template_idx: expected at least one argument"),
 ])
 def test_unparsable(capsys, flags, message):
     with pytest.raises(SystemExit) as exit:
@@ -371,6 +372,15 @@ def test_help_shows_every_default(parser):
         if action.nargs != 0 and action.default not in (None, [], argparse.SUPPRESS):
             default = " ".join(action.default) if isinstance(action.default, list) else action.default
             assert f"(default: {default}" in text[action.option_strings[-1]], action.dest
+
+
+def test_check_of_some_tasks(capsys):
+    assert tasks.main(["check", "demo_a*", "rte"]) == 0
+    *lines, end = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["demo_a1", "demo_a2", "demo_a3", "rte"]
+    assert end == "4 tasks checked, 0 failures"
+    with pytest.raises(InputError, match=r"unknown task 'rt' .* did you mean 'rte'"):
+        tasks.main(["check", "rt"])
 
 
 def test_help_of_the_tasks():

@@ -61,7 +61,7 @@ def test_affinities_are_of_the_size_trained_most_often(quick, capsys):
     assert "(--sizes)" not in capsys.readouterr().out
     write_runs(quick / "results/x", sweep([*PAIRS, tuple(ITEMS), tuple(ITEMS[:3]), *((item,) for item in ITEMS)]))
     run()
-    assert ("2 items (36 subsets); trained are also others: 1 item (9 subsets), 2 items (36 subsets), "
+    assert ("affinities: subsets of 2 items (36 subsets); trained are 1 item (9 subsets), 2 items (36 subsets), "
             "3 items (1 subset), 9 items (1 subset) (--sizes)") in capsys.readouterr().out
     assert (quick / "results/x/affinity.csv").read_text() == pairs
     run("--sizes", "2", "9")

@@ -105,6 +105,15 @@ def test_signs_that_the_terminal_does_not_know():
     assert (done.returncode, done.stdout) == (0, "1 \\xb1 2, \\u5b66\n"), done.stderr
 
 
+def test_a_reader_that_has_seen_enough():
+    code = "from src.cli import run_as_script\nrun_as_script(lambda: print('a line\\n' * 50000) or 0)"
+    done = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done.stdout.readline()
+    done.stdout.close()
+    assert done.stderr.read() == b"" and done.wait() == 141
+    done.stderr.close()
+
+
 def test_tables_are_not_cut(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     words = ("a-name-of-some-thirty-characters", "another-name-of-thirty-characters", "two words")

@@ -405,6 +405,20 @@ def test_negative_transfer_clusters_and_passes(place, capsys):
     assert any(" a b " in line and line.rstrip(" │").endswith(" 4") for line in text.splitlines())  # 1,600 of 400 rows
 
 
+def test_clusters_that_are_the_plan_say_so_and_a_gain_that_may_be_chance_is_named(place, capsys):
+    """One way with two numbers, as optimism is subtracted from the plan's alone, is explained."""
+    rng = np.random.default_rng(0)
+    train(place, start_set(ITEMS, 0), loss=lambda item, names: true_loss(item, names) + rng.normal(0, 0.3))
+    plan("--explore", "0")
+    assert "by its interval it may be no better than alone" in read_plan(place)["why"]
+    Path("clusters/x.txt").write_text(Path("clusters/x_plan.txt").read_text())
+    capsys.readouterr()
+    plan("--explore", "0")
+    clusters, ours = read_plan(place)["rivals"][-2:]
+    assert clusters["source"] == "measured; the plan itself, optimism not subtracted"
+    assert clusters["gain"] > ours["gain"] and "the plan itself" in capsys.readouterr().out
+
+
 def test_each_item_stands_beside_all_and_clusters(place, capsys):
     """What a training of the clusters has brought, item by item; they are named, or those of the results' name."""
     train(place, start_set(ITEMS, 0))

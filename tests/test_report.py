@@ -120,7 +120,8 @@ def test_everything_is_there(place):
     pictures_of = [attributes["aria-label"] for tag, attributes in found.tags if tag == "svg"]
     assert len(pictures_of) == 2 + len(ITEMS)  # gains, affinities, a panel of curves for each item
     assert "Which of 6 items help each other when tiny-t5 is trained on them together" in found.words
-    assert "They fall into 2 clusters" in found.words and "0123456789ab (44 runs)" in found.words
+    assert re.search(r"They fall into 2 clusters, .*\)\.\s+The plan is to train", found.words, re.DOTALL)
+    assert "0123456789ab (44 runs)" in found.words
     assert "python -m src.cluster --save_name x --bootstrap 20 --permutations 99" in found.words
     assert "python train_sample_tasks.py --save_name x --lr 1e-3" in found.words
     assert "learning_rate" in found.words and "torch 2.13.0" in found.words and "fp16" not in found.words

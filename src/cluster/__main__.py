@@ -93,7 +93,7 @@ def take_sizes(scores, sizes: list[int], least: int):
         raise InputError(f"--sizes {' '.join(map(str, sizes)) or '(not given)'}: these results have no subset of that "
                          f"size; trained are {sizes_in_words(scores)}")
     if len(chosen) < len(scores):
-        print(f"affinities of {sizes_in_words(chosen)}; trained are also others: {sizes_in_words(scores)} (--sizes)")
+        print(f"affinities: subsets of {sizes_in_words(chosen)}; trained are {sizes_in_words(scores)} (--sizes)")
     return chosen
 
 

@@ -128,6 +128,8 @@ def plan_all(args, step: rounds.Step, worth: Worth, found: known.Known) -> tuple
     if not following and args.confirm_seed is not None:
         plan, following, why = rivals.confirmed(step, worth, found, args)
     beside = rivals.compare(plan, worth, found, args)
+    if not following and args.confirm_seed is None and beside[-1].total[1] <= 0 and (plan.subsets.sum(1) > 1).any():
+        why += "; by its interval it may be no better than alone: more --runs or --confirm_seed would tell"
     gains, process = worth.gains, worth.process
     how, passes = of_items(args, beside[-1], worth)
     show.print_plan(beside, gains, how, passes)

@@ -70,6 +70,8 @@ def compare(plan: Plan, worth: Worth, found: known.Known, args) -> list[show.Riv
         if optimism is not None or other.source == ours.source:
             error = fresh_error(plan, ours.gains, worth, found) if other.name == "alone" and not optimism else None
             other.chance = confirm.chance(ours.gains - other.gains, worth.weights, optimism, error)
+        if optimism is not None and {*map(bytes, other.plan.subsets)} == {*map(bytes, plan.subsets)}:
+            other.source += "; the plan itself, optimism not subtracted"
     return [*shown, ours]
 
 

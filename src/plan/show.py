@@ -58,7 +58,8 @@ def print_plan(rivals: list[Rival], gains: Gains, how: list[str], passes: dict[s
         (rival.name, str(len(rival.plan.subsets)), amount(rival.total[0], gains.unit),
          "-" if rival.name == "alone" else within(*rival.total[1:], gains.unit), rival.source,
          "-" if rival.chance is None else f"{rival.chance:.0%}") for rival in rivals],
-        title="gain over alone, mean over items", caption="plan is better: how likely that is")
+        title="gain over alone, mean over items", caption="plan is better: how likely that is" + (
+            "; optimism: what choosing by noisy scores adds to the best" if "optimism" in ours.source else ""))
     print_losses(gains)
 
 

@@ -15,8 +15,7 @@ from src.report.page import render
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = OneLineErrors(prog="python -m src.report", description=__doc__, allow_abbrev=False,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineErrors(prog="python -m src.report", description=__doc__)
     add_results_flags(parser, "save_name", "results_dir", "task_dir", "metric", metric={
         "help": "metric of the learning curves (default: the one of the clusters, or each task's own main metric)"})
     parser.add_argument("--task_set_name", help="the sweep: sampled_tasks/<task_set_name>/ (default: --save_name)")

@@ -78,4 +78,4 @@ def _reason(run: subprocess.CompletedProcess, known: Sequence[str]) -> str:
     message = said[-1].removeprefix("error: ")
     _, unknown, rest = message.partition("unknown argument '")
     hint = did_you_mean(rest.partition("'")[0], known, shown=0) if unknown else ""
-    return f"{message.removesuffix(' (see --help)')}{', of the sweep ' + hint if hint else ''}"
+    return f"{message.removesuffix(' (see --help)')}{'; of the sweep: ' + hint if hint else ''}"

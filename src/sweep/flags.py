@@ -8,7 +8,7 @@ from pathlib import Path
 from src.cli import InputError, OneLineErrors, add_results_flags, check_effects, did_you_mean
 from src.files import with_file
 from src.names import check_name
-from src.old_flags import translate_old_flags
+from src.old_flags import SHORT, translate_old_flags
 from src.sweep.ledger import MODES
 
 # What a child is told unless the command line says otherwise.
@@ -17,7 +17,6 @@ CHILD_DEFAULTS = {
     "save_strategy": ["steps"], "lr_scheduler_type": ["constant"], "load_best_model_at_end": ["True"],
     "metric_for_best_model": ["eval_exact_match"], "greater_is_better": ["True"], "disable_tqdm": ["True"],
 }
-SHORT = {"lr": "learning_rate", "batch_size": "per_device_train_batch_size"}
 # Children's flags that the sweep sets itself: what to use instead.
 OURS = {"run_name": "the key of the subset", "use_cpu": "--device cpu"}
 
@@ -165,7 +164,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     if args.from_estimate and not args.num_samples:
         raise InputError("--from_estimate: --num_samples is missing: how many subsets are to be trained?")
     if not (args.num_samples or ways or args.draw == "balanced"):
-        raise InputError("--num_samples is missing: how many subsets are wanted?")
+        raise InputError("--num_samples is missing: how many subsets are wanted? (--draw plan needs no number)")
     return args
 
 

@@ -1,4 +1,4 @@
-"""`python -m src.tasks list | show TASK | check`: look at the tasks, at what a model would read, and test them all."""
+"""`python -m src.tasks list | show TASK | check [TASK]`: the tasks, what a model would read, whether they are right."""
 
 import argparse
 from collections.abc import Iterator
@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     show.add_argument("--chat_template", default="auto", help="as in training: auto, none, a file (default: auto)")
     show.add_argument("--system_prompt", help="as in training (default: what the chat template says by itself)")
     show.add_argument("--source_prefix", default="", help="as in training (default: nothing)")
-    check = command("check", "Load every task file; render every local row of every task under every template.")
+    check = command("check", "Load task files; render every local row of each task under each of its templates.")
+    check.add_argument("tasks", nargs="*", metavar="TASK", help="names of tasks (default: all)")
     check.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="folder of local rows (default: %(default)s)")
     args = parser.parse_args(arguments)
     return {"list": _list, "show": _show, "check": _check}[args.command](args)
@@ -100,7 +101,7 @@ def _show(args) -> int:
 
 def _check(args) -> int:
     failures, checked = [], 0
-    for name in task_names(args.task_dir):
+    for name in expand_names(args.tasks, args.task_dir) if args.tasks else task_names(args.task_dir):
         try:
             task = load_task(name, args.task_dir)
         except InputError as error:
@@ -116,7 +117,7 @@ def _check(args) -> int:
         print(f"{name}: {len(task.templates)} templates" + (f", {', '.join(counts)}" if counts else ", no local rows"))
     for failure in failures:
         print(f"FAILED {failure}")
-    print(f"{checked} tasks checked, {len(failures)} failures")
+    print(f"{checked} task{'s' * (checked != 1)} checked, {len(failures)} failures")
     return 1 if failures else 0
 
 

@@ -16,7 +16,7 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from src import DEFAULT_CACHE_DIR, DEFAULT_DATA_DIR, DEFAULT_TASK_DIR
 from src.cli import InputError, OneLineErrors, did_you_mean, warn
 from src.files import with_file
-from src.old_flags import translate_old_flags
+from src.old_flags import SHORT, translate_old_flags
 from src.tasks.catalogue import expand_names, load_task
 from src.tasks.task import Item, instruction_items, task_items
 
@@ -185,7 +185,7 @@ class ResultArguments:
 
 @dataclass
 class TrainingArguments(Seq2SeqTrainingArguments):
-    """Checkpoints and reports; and all flags of the Hugging Face Trainer."""
+    """Evaluation, checkpoints, reports; with --help_all, all flags of the Hugging Face Trainer."""
 
     output_dir: str = flag("saved/", "Folder of the checkpoints: <output_dir>/<run>/checkpoint-<step>/.")
     overwrite_output_dir: bool = flag(
@@ -345,8 +345,10 @@ def parse(data_class: type[DataArguments], description: str, arguments: list[str
                                                           look_for_args_file=False)
     if unknown:
         known = [option for option in parser._option_string_actions if "-" not in option[2:]]
-        hint = did_you_mean(unknown[0].partition("=")[0], known, shown=0) if unknown[0].startswith("--") else ""
-        parser.error(f"unknown argument '{unknown[0]}' {hint}".rstrip())
+        name = unknown[0].partition("=")[0]
+        name = SHORT.get(name.removeprefix("--"), name)
+        hint = did_you_mean(name, known, shown=0) if unknown[0].startswith("--") else ""
+        parser.error(": ".join(filter(None, (f"unknown argument '{unknown[0]}'", hint))))
     for group in parsed:
         check_finite(group)
         group.validate()

@@ -163,7 +163,7 @@ def _named(name: str, part: str) -> Iterator[None]:
             parent = Path(part).parent
             folders = [str(path) for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
             hint = did_you_mean(part, folders, shown=0)
-        raise InputError(f"{where}: {what}: {reason} {hint}".rstrip()) from error
+        raise InputError(f"{where}: {what}: {reason.removesuffix('.')}{hint and '; ' + hint}") from error
 
 
 def _check_weights(name: str, stem: str, old_stem: str) -> None:
