@@ -163,8 +163,8 @@ class Experiment:
                                    for template in item.templates] for item in self.items} for role in self.roles}
         if self.training.score_choices:
             _check_gold(data)
-            self._check_lengths(max(entry.counts["longest_choice"] for by_item in data.values()
-                                    for entries in by_item.values() for entry in entries))
+            _check_lengths(self, max(entry.counts["longest_choice"] for by_item in data.values()
+                                     for entries in by_item.values() for entry in entries))
         return data
 
     # ---- checks ----------------------------------------------------------------------------------------------------
@@ -178,13 +178,7 @@ class Experiment:
         self.results.check_writable()
         check_writable(f"--output_dir {self.training.output_dir}", Path(self.training.output_dir).absolute())
         check_model(self.model, self.family, self.training.do_train, self.data.cache_dir)
-        self._check_lengths()
-
-    def _check_lengths(self, longest_choice: int = 0) -> None:
-        virtual = self.model.num_virtual_tokens if self.model.train_prompt_tuning or self.model.train_prefix else 0
-        self.family.check_lengths(
-            self.model.model_name_or_path, self.data.max_source_length,
-            max(self.data.max_target_length, self.training.generation_max_length or 0, longest_choice), virtual)
+        _check_lengths(self)
 
 
 def splits(experiment: Experiment) -> list[str]:
@@ -197,6 +191,14 @@ def _check_gold(data: Data) -> None:
         if entry.template.answer_choices and (wrong := entry.counts["without_gold"]):
             raise InputError(f"--score_choices True: {wrong} {entry.role} rows of {entry.template.item} have a target "
                              f"that is none of their answer choices ({entry.source})")
+
+
+def _check_lengths(experiment: Experiment, longest_choice: int = 0) -> None:
+    model, data = experiment.model, experiment.data
+    experiment.family.check_lengths(
+        model.model_name_or_path, data.max_source_length,
+        max(data.max_target_length, experiment.training.generation_max_length or 0, longest_choice),
+        model.num_virtual_tokens if model.train_prompt_tuning or model.train_prefix else 0)
 
 
 def _check_best_metric(experiment: Experiment) -> None:
