@@ -241,6 +241,13 @@ def test_interval_by_hand():
     assert confirm.interval(np.zeros(2), np.ones(2), confirm.Optimism(0.1, 0.2))[:2] == pytest.approx((-0.1, -0.429))
     assert confirm.chance(np.zeros(3), np.ones(3)) is None
     assert confirm.chance(np.array([1.0, 1.1, 0.9]), np.ones(3)) > 0.99
+    weighted = np.array([1.0, 3.0]), np.array([1.0, 2.0])  # an item of weight 0 makes nothing more certain
+    with_others = [np.append(values, [0.0] * 8) for values in weighted]
+    assert confirm.interval(*with_others) == pytest.approx(confirm.interval(*weighted))
+    assert confirm.chance(*with_others) == pytest.approx(confirm.chance(*weighted))
+    mean, low, high = confirm.interval(np.array([0.5, 9.0]), np.array([1.0, 0.0]))  # one item has no spread
+    assert mean == 0.5 and np.isnan([low, high]).all()
+    assert confirm.chance(np.array([0.5, 9.0]), np.array([1.0, 0.0])) is None
     assert confirm.fresh_error(np.array([1.0, 2, 3]), np.array([1.0, 2, 3]), np.ones(3), 1) == 0
 
 
@@ -252,6 +259,37 @@ def test_optimism_is_found_where_nothing_is_to_be_gained():
     promised = total(worth, found) / 6
     optimism = confirm.optimism(worth, found, None, False, seed=0)
     assert promised > 0.015 and optimism.mean == pytest.approx(promised, rel=0.5) and optimism.sd > 0
+
+
+def test_noise_that_nobody_measured_is_not_0(place, capsys):
+    """Two items: too little for the predictor to tell the noise. One seed has no interval, several have."""
+    loss = {("a", 1): 1.0, ("b", 1): 2.0, ("a", 2): 0.9, ("b", 2): 2.1}
+    train(place, [("a",), ("b",), ("a", "b")], loss=lambda item, names: loss[item, len(names)])
+    assert plan() == 0
+    found = read_plan(place)
+    assert found["subsets"] == [["a", "b"]] and found["rivals"][-1]["items"]["a"] == [pytest.approx(0.1), None, None]
+    assert found["gain_low"] < 0 < found["gain_high"] and found["rivals"][0]["chance"] < 0.9
+    assert "optimism subtracted" not in capsys.readouterr().out
+    train(place, [("a",), ("b",), ("a", "b")], seeds=(1,), loss=lambda item, names: loss[item, len(names)] + 0.01)
+    assert plan() == 0
+    _, low, high = read_plan(place)["rivals"][-1]["items"]["a"]
+    assert low < high
+
+
+def test_gap_is_not_known_where_only_some_subsets_may_be_chosen():
+    sets = every_subset(4)[1:]
+    worth = worth_of(np.random.default_rng(0).normal(size=sets.shape), sets)
+    for overlap in (False, True):
+        assert choose.choose(worth, overlap=overlap).exact and not choose.choose(
+            worth, overlap=overlap, pool=sets[:-1]).exact
+
+
+def test_a_member_that_was_never_scored_is_named(place, capsys):
+    train(place, [("a",), ("b",), ("a", "b")])
+    rows = json.loads((place / "rows.json").read_text())
+    write_runs(place, [*rows, row("a z", "a", 0.5, metric="loss")])
+    plan()
+    assert "'z' was trained, but not scored after it: the subsets that hold it are left out" in capsys.readouterr().err
 
 
 def test_plan_is_never_below_alone_on_what_it_was_chosen_by():
@@ -506,7 +544,9 @@ def test_a_plan_that_is_not_confirmed_falls_back_to_alone(place, capsys):
     assert plan("--explore", "0", "--confirm_seed", "7") == 0
     found = read_plan(place)
     assert found["subsets"] == [["a"], ["b"], ["c"], ["d"]] and found["gain"] == 0 == found["gain_low"]
-    assert "shows no gain (-5.00 %)" in capsys.readouterr().out
+    assert found["gap"] is None  # by the gains that chose, another plan is better
+    out = capsys.readouterr().out
+    assert "shows no gain (-5.00 %)" in out and "no plan is worth more" not in out
     assert plan("--explore", "0", "--confirm_seed", "7", "--budget", "2") == 0
     assert len(read_plan(place)["subsets"]) == 2 and "which the budget forbids" in capsys.readouterr().out
 
@@ -556,7 +596,8 @@ def test_bad_input(place, capsys):
     assert "--metric q=loss: 'q' is not in" in error_of(capsys, "--metric", "q=loss")
     assert "--unit gain" in error_of(capsys, "--unit", "gain")
     assert "--target e" in error_of(capsys, "--target", "e")
-    for flag in (["--budget", "2"], ["--overlap"], ["--explore", "2"], ["--confirm_seed=43"]):
+    for flag in (["--budget", "2"], ["--overlap"], ["--explore", "2"], ["--confirm_seed=43"], ["--weights", "w"],
+                 ["--clusters", "x"]):
         words = f"--target and {flag[0].partition('=')[0]} exclude each other"
         assert words in error_of(capsys, "--target", "a", *flag)
     assert "--explore -1" in error_of(capsys, "--explore", "-1")

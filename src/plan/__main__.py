@@ -67,7 +67,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         raise InputError(f"--seed {args.seed}: must be at least 0")
     args.command = ["python", "-m", "src.plan", *(sys.argv[1:] if arguments is None else arguments)]
     if args.target:
-        check_effects("--target", ("--budget", "--overlap", "--explore", "--confirm_seed"),
+        check_effects("--target", ("--budget", "--overlap", "--explore", "--confirm_seed", "--weights", "--clusters"),
                       sys.argv[1:] if arguments is None else arguments)
     if args.budget is not None and args.budget < 1:
         raise InputError(f"--budget {args.budget}: cannot serve all items; must be at least 1")
@@ -135,7 +135,7 @@ def plan_all(args, step: rounds.Step, worth: Worth, found: known.Known) -> tuple
     show.print_plan(beside, gains, how, passes)
     print(show.predictor_line(process, gains.unit))
     print("no plan is worth more by these gains (exact)" if plan.exact else
-          "found by local search: how far the best plan is from it is not known")
+          "how far the best plan by these gains is from it is not known")
     record = show.as_json(beside[-1], gains, not following, process) | show.details(beside, gains, how, passes) | {
         "next": [list(members) for members in following], "why": why, "metrics": found.metrics} | provenance(
             results_file(Path(args.results_dir) / args.save_name), args.command)

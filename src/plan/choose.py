@@ -311,12 +311,12 @@ def choose(worth: Worth, budget: int | None = None, overlap: bool = False, optim
     if not overlap:
         values = np.full(2**n, IMPOSSIBLE)
         values[0], values[masks] = 0.0, worth.totals(subsets, optimistic)
-        return partition(every[best_partition(values, budget)], exact=True)
+        return partition(every[best_partition(values, budget)], exact=pool is None)
     of_items, deviations, allowed = np.zeros(every.shape), np.zeros(every.shape), np.zeros(2**n, bool)
     of_items[masks], allowed[masks] = worth.of_items(subsets) * worth.weights, worth.allowed(subsets)
     if optimistic:
         deviations[masks] = worth.deviations(subsets) * worth.weights
-    return best_cover(of_items, deviations, allowed, budget)
+    return replace(best_cover(of_items, deviations, allowed, budget), exact=pool is None)
 
 
 def _by_search(worth: Worth, budget: int | None, overlap: bool, optimistic: bool, pool: np.ndarray | None, seed: int,

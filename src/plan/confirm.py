@@ -25,9 +25,13 @@ class Optimism:
 
 def interval(differences: np.ndarray, weights: np.ndarray, optimism: Optimism | None = None,
              error: float | None = None) -> tuple[float, float, float]:
-    """Weighted mean of differences (n,), and the ends of its 90 % interval; error: of the mean (default: by spread)."""
+    """Weighted mean of differences (n,), and the ends of its 90 % interval, NaN where they are not known.
+
+    error: of the mean (default: by spread).
+    """
     from scipy.stats import t
 
+    differences, weights = _counted(differences, weights)
     mean = float(differences @ weights / weights.sum())
     if optimism is not None:
         mean -= optimism.mean
@@ -39,23 +43,30 @@ def interval(differences: np.ndarray, weights: np.ndarray, optimism: Optimism | 
 
 def chance(differences: np.ndarray, weights: np.ndarray, optimism: Optimism | None = None,
            error: float | None = None) -> float | None:
-    """How likely the true weighted mean of differences (n,) is above 0; None where there are none."""
+    """How likely the true weighted mean of differences (n,) is above 0; None where there are none, or not known."""
     from scipy.stats import norm, t
 
+    differences, weights = _counted(differences, weights)
     if not np.any(differences):
         return None
     mean, *_ = interval(differences, weights, optimism)
     if optimism is not None:
         return float(norm.cdf(mean / max(optimism.sd, 1e-12)))
     error = standard_error(differences, weights) if error is None else error
-    return float(t.cdf(mean / max(error, 1e-12), max(len(differences) - 1, 1)))
+    return None if np.isnan(error) else float(t.cdf(mean / max(error, 1e-12), max(len(differences) - 1, 1)))
+
+
+def _counted(differences: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the items that count: those of weight 0 say nothing of how sure a mean is that they have no part in."""
+    return differences[weights > 0], weights[weights > 0]
 
 
 def standard_error(differences: np.ndarray, weights: np.ndarray) -> float:
-    """Of the weighted mean of differences (n,), by their spread; 0 of a single one."""
+    """Of the weighted mean of differences (n,), by their spread; NaN of a single one."""
+    differences, weights = _counted(differences, weights)
     n, share = len(differences), weights / weights.mean()
     spread = share * (differences - differences @ weights / weights.sum())
-    return float(np.sqrt((spread**2).sum() / (n * (n - 1)))) if n > 1 else 0.0
+    return float(np.sqrt((spread**2).sum() / (n * (n - 1)))) if n > 1 else np.nan
 
 
 def fresh_error(fresh: np.ndarray, chosen: np.ndarray, weights: np.ndarray, seeds: float) -> float:
@@ -66,17 +77,20 @@ def fresh_error(fresh: np.ndarray, chosen: np.ndarray, weights: np.ndarray, seed
     return standard_error(fresh - chosen, weights) / np.sqrt(1 + 1 / seeds)
 
 
-def optimism(worth: Worth, plan: Plan, budget: int | None, overlap: bool, seed: int) -> Optimism:
+def optimism(worth: Worth, plan: Plan, budget: int | None, overlap: bool, seed: int) -> Optimism | None:
     """By a bootstrap of the selection: noise is drawn anew, the plan chosen anew of what was trained or is in the plan,
     and what it promises compared with what it holds.
 
     The smoothed gains stand for the truth: the measured ones are spread out by their noise, and would make the choice
-    look easier than it is. The noise of the item alone, which all its gains share, is drawn as well.
+    look easier than it is. The noise of the item alone, which all its gains share, is drawn as well. None
+    where the noise is not known.
     """
     gains, n = worth.gains, len(worth.gains.items)
     rng = np.random.default_rng(seed)
     count = next(count for most, count in RESAMPLES if n <= most)
     noise = noise_sd(worth)
+    if np.isnan(noise).any():
+        return None
     truth, pool = _smoothed(worth, noise), np.unique(np.concatenate([worth.measured(), plan.subsets]), axis=0)
     differences = []
     for _ in range(count):
@@ -94,13 +108,15 @@ def noise_sd(worth: Worth) -> np.ndarray:
 
     Else it lies between what the process takes for noise, which is too little where it fits too well, and its error,
     which holds what it cannot fit: their geometric mean. The item alone was as noisy, hence the 2.
+    Where too little was measured for that, what seeds there are; NaN where there are none.
     """
     errors = np.where(worth.gains.errors > 0, worth.gains.errors, np.nan)
     known = ~np.isnan(errors)
     pooled = np.sqrt(np.nansum(errors**2, axis=0) / np.maximum(known.sum(0), 1))
     process = worth.process
-    errors = np.nan_to_num(np.where(np.isnan(process.errors), process.error, process.errors))
-    return np.where(known.sum(0) > 2, pooled, np.sqrt(2 * np.sqrt(process.noise * process.scale) * errors))
+    errors = np.where(np.isnan(process.errors), process.error, process.errors)
+    by_seeds = (known.sum(0) > 2) | (np.isnan(errors) & known.any(0))
+    return np.where(by_seeds, pooled, np.sqrt(2 * np.sqrt(process.noise * process.scale) * errors))
 
 
 def _smoothed(worth: Worth, noise: np.ndarray) -> Worth:

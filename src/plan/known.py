@@ -72,6 +72,11 @@ def read(args, table, source: str) -> Known:
         raise InputError(f"{Path(args.results_dir) / args.save_name}: no item was scored after training on itself, "
                          "which a plan needs; --target ITEM ranks the sources of transfer to it")
     table = table[table["item"].isin(trained)]
+    strange = sorted({item for row in table.itertuples() if row.item in row.trained_on.split()
+                      for item in row.trained_on.split()} - trained, key=natural_order)
+    if strange:
+        warn(f"'{strange[0]}' was trained, but not scored after it{f' ({len(strange)} such)' * (len(strange) > 1)}: "
+             "the subsets that hold it are left out")
     unit = unit_of(table, args.unit, args.lower_is_better, args.higher_is_better)
     parts = {name: table[table["part"] == name] for name in ("measured", "estimated", "report")}
     gains = read_gains(parts["measured"], unit, items)

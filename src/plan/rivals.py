@@ -67,7 +67,7 @@ def compare(plan: Plan, worth: Worth, found: known.Known, args) -> list[show.Riv
         ours = rival("plan", plan, worth, found, optimism)
     shown = [rival(name, each, worth, found, None) for name, each in rivals.items()]
     for other in shown:
-        if optimism is not None or other.source == ours.source:
+        if other.source == ours.source or (optimism is not None and other.source != found.source):
             error = fresh_error(plan, ours.gains, worth, found) if other.name == "alone" and not optimism else None
             other.chance = confirm.chance(ours.gains - other.gains, worth.weights, optimism, error)
         if optimism is not None and {*map(bytes, other.plan.subsets)} == {*map(bytes, plan.subsets)}:
@@ -89,4 +89,4 @@ def confirmed(step: rounds.Step, worth: Worth, found: known.Known, args) -> tupl
     if args.budget is not None and args.budget < len(gains.items):
         return plan, [], f"{step.why}; by seed {args.confirm_seed} no better than alone, which the budget forbids"
     words = f"seed {args.confirm_seed} shows no gain ({show.amount(own.total[0], gains.unit)}), so the plan is alone"
-    return partition(np.eye(len(gains.items), dtype=bool), exact=plan.exact), [], words
+    return partition(np.eye(len(gains.items), dtype=bool)), [], words  # not the best by the gains that chose
