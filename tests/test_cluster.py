@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from src.cli import InputError
 from src.cluster import __main__ as command
-from src.cluster import lists, plots
+from src.cluster import lists, plots, sdp
 from tests.test_affinity import row, write_runs
 
 ROOT = Path(__file__).parent.parent
@@ -220,6 +221,40 @@ def test_a_warning_where_alone_or_all_is_better_than_clusters(quick, capsys, alo
     err = capsys.readouterr().err
     assert [words for words in ("each item alone", "all items together") if f"to train {words} is worth more" in err] \
         == warned
+
+
+def test_a_metric_of_unknown_direction_is_said(quick, capsys):
+    write_runs(quick / "results/x", [one | {"metric": "rmse"} for one in sweep(PAIRS)])
+    run("--metric", "rmse")
+    assert "warning: metric 'rmse': which way is better is not known" in capsys.readouterr().err
+    write_runs(quick / "results/x", sweep(PAIRS))
+    run()
+    assert "which way is better" not in capsys.readouterr().err
+
+
+def test_estimated_clusters_are_not_said_to_be_measured(quick, capsys):
+    write_runs(quick / "results/x", [one | {"status": "estimated"} for one in sweep(
+        [*PAIRS, *((item,) for item in ITEMS), *GROUPS])])
+    run()
+    assert "what the clusters are worth is not known: all scores are estimated" in capsys.readouterr().out
+
+
+def test_a_mistyped_reference_leaves_old_clusters_as_they_are(quick):
+    write_runs(quick / "results/x", sweep(PAIRS))
+    Path("clusters").mkdir()
+    Path("clusters/x.txt").write_text("old\n")
+    with pytest.raises(InputError, match="--reference nowhere"):
+        run("--reference", "nowhere")
+    assert Path("clusters/x.txt").read_text() == "old\n"
+
+
+def test_the_share_of_hubs_by_chance_is_that_of_noise(quick, capsys):
+    rng = np.random.default_rng(0)
+    shares = [sdp.shares_of_hubs(rng.normal(size=(9, 9))).sum() for _ in range(200)]
+    write_runs(quick / "results/x", sweep(PAIRS, strength=0))
+    run()
+    said = int(re.search(r"by chance about (\d+)%", capsys.readouterr().out)[1]) / 100
+    assert said == pytest.approx(np.mean(shares), rel=0.1)
 
 
 def test_what_clusters_are_worth_in_losses_is_relative(quick, capsys):

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script, say_page
+from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script, say_page, warn
 from src.cluster import affinity, choose, evidence, plots, rounding, sdp, worth
 from src.cluster.lists import sweep_command, write_lines
 from src.cluster.show import show, show_transfer
 from src.files import check_writable, write_whole
+from src.gains import KINDS
 from src.names import check_name
 from src.scores import UNTRAINED, oriented, provenance, read_scores, results_file, transferred
 from src.tasks.catalogue import main_metrics
@@ -175,6 +176,9 @@ def main(arguments: list[str] | None = None) -> int:
         check_writable(f"{what} cannot be written", place)
     everything = oriented(read_scores(folder, args.split, args.config_hash, content_hash=args.content_hash),
                           args.metric, partial(main_metrics, task_dir=args.task_dir))
+    for metric in sorted(set(everything["metric"]) - set(KINDS)):
+        warn(f"metric '{metric}': which way is better is not known, so higher counts as better; import a metric that "
+             "is a loss under the name loss")
     found, directed = matrices(everything, args)
     reject_equal(found.scores, args)
     old = choose.old_labels(found.items, args)
@@ -188,13 +192,13 @@ def main(arguments: list[str] | None = None) -> int:
     per_cluster = choose.per_cluster(found, S, labels, coassignment)
     clusters = [row["members"] for row in per_cluster]
 
+    alike = None if args.reference is None else choose.adjusted_rand_index(found.items, labels, args)
     write_lines(clusters_file, clusters)
     drawn = [] if found.transfer else [(found, resamples, hubs)]
     if directed is not None:
         drawn.append((directed, directed.resample(args.bootstrap, rng), hubs if found.transfer else "keep"))
     files = [write_matrix(folder, each, repeated, clusters, way) for each, repeated, way in drawn]
     plots.number_of_clusters(folder / "num_clusters.png", curve, int(labels.max()) + 1)
-    alike = None if args.reference is None else choose.adjusted_rand_index(found.items, labels, args)
     record = {
         "clusters": clusters, "per_cluster": per_cluster, "certificate": certificate, "p_value": p,
         "structure_found": p <= SIGNIFICANT, "hubs": hubs, "evidence": {way: vars(each) for way, each in tests.items()},

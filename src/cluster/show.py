@@ -53,9 +53,10 @@ def show_evidence(record: dict, say: Callable[[str], None]) -> None:
     """Say whether there is structure, and what part hubs have in it."""
     shares, tests = record["hub_shares"], record["evidence"]
     total, largest = sum(shares.values()), max(shares, key=shares.get)
-    chance = (2 * len(shares) - 1) / (len(shares) * (len(shares) - 1))
+    n = max(len(shares), 3)  # items; the rows are z-scores, so effects of columns alone are left: n - 1 of n (n - 2)
+    chance = (n - 1) / (n * (n - 2))
     say(f"hubs, items that are good or bad for everybody: {total:.0%} of the variance (by chance about {chance:.0%})"
-        + (f", most of it one outlier, {largest}" if total > 2 * chance and shares[largest] > total / 2 else ""))
+        + (f", most of it one outlier, {largest}" if total > 3 * chance and shares[largest] > total / 2 else ""))
     ways = {"keep": "hubs kept", "remove": "hubs removed"}
     test = ways[record["hubs"]] + ", permutation test" + ("" if len(tests) == 1 else " of two ways, "
         + " and ".join(f"{words} {tests[way]['p']:.3g}" for way, words in ways.items()))

@@ -26,8 +26,9 @@ def worth(scores, found: Affinity, labels: np.ndarray) -> Worth:
 
     scores: `oriented`, of subsets of every size. Raises InputError where there are no gains over alone.
     """
-    true = scores[~scores["estimated"].astype(bool)]
-    scores = scores if true.empty else true
+    scores = scores[~scores["estimated"].astype(bool)]
+    if scores.empty:
+        raise InputError("all scores are estimated")
     unit = unit_of(scores, None, [], sorted(set(scores["metric"]) - set(KINDS)))
     gains = read_gains(scores, unit, found.items)
     if gains.no_alone:
