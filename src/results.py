@@ -94,7 +94,7 @@ class Results:
         if rows := self.rows_of(run_id):
             return set(wanted) <= set(map(score_of, rows))
         if not wanted and self.part(run_id).exists():  # it was only trained: the record knows
-            with contextlib.suppress(OSError, ValueError, KeyError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
                 record = json.loads(self.part(run_id, "json").read_text(encoding="utf-8"))
                 return record["status"] == "completed" and read_part(self.part(run_id)) == []
         return False
@@ -115,21 +115,20 @@ class Results:
             done = [row for row in csv.DictReader(file) if row.get("status") == "completed"]
         return {row["model"] for row in done if row.get("model")}
 
-    def run_ids(self) -> set[str]:
-        """Runs that have a part."""
-        return set(self._stamps())
-
     # ---- merge -----------------------------------------------------------------------------------------------------
 
     def merge(self) -> int:
         """Bring runs.csv, _valid.csv and _test.csv up to date with the parts; return the number of runs, 0 for none.
 
-        A part that is not whole is named and left out.
+        A part that is not whole is named and left out. Where the folder of parts is gone, what was derived from them
+        stays as it is: all that was kept of them.
         """
+        if not (self.folder / "runs").exists():
+            return 0
         merged, rows = self._merged(), None
         while (parts := self._stamps()) != merged["parts"]:
             if rows is None:
-                rows = self._merged_rows(merged["parts"])
+                rows = self._merged_rows(merged["files"])
             rows = {run: rows[run] if run in rows and merged["parts"].get(run) == part else read_part(self.part(run))
                     for run, part in parts.items()}
             merged = self._derive(parts, rows)
@@ -144,28 +143,29 @@ class Results:
 
     def _stamps(self) -> dict[str, list[int]]:
         """Of each part, in the order of names, what tells whether it was changed."""
-        try:
-            with os.scandir(self.folder / "runs") as entries:
-                found = {entry.name.removesuffix(".csv"): stamp(entry.stat()) for entry in entries
-                         if entry.name.endswith(".csv") and not entry.name.startswith(".")}
-        except FileNotFoundError:
-            return {}
+        found = {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.folder / "runs") as entries:
+            for entry in entries:
+                if entry.name.endswith(".csv") and not entry.name.startswith("."):
+                    with contextlib.suppress(FileNotFoundError):  # this one was deleted meanwhile: the others count
+                        leads_on = not entry.is_symlink() or Path(entry).exists()  # else it is named as unread
+                        found[entry.name.removesuffix(".csv")] = stamp(entry.stat(follow_symlinks=leads_on))
         return dict(sorted(found.items()))
 
     def _merged(self) -> dict:
         """What the derived files were made of; no parts where one of the files was changed since."""
         derived = (self.runs_csv, *map(self.summary_csv, SPLITS))
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             merged = json.loads((self.folder / MERGED).read_text(encoding="utf-8"))
             if merged["files"] == {path.name: stamp(path.stat()) for path in derived if path.exists()}:
-                return merged
-        return {"parts": {}, "left_out": []}
+                return {"parts": dict(merged["parts"]), "left_out": list(merged["left_out"]), "files": merged["files"]}
+        return {"parts": {}, "left_out": [], "files": {}}
 
-    def _merged_rows(self, parts: Mapping) -> dict[str, Rows]:
-        """The rows of runs.csv by run, where it can be relied on."""
+    def _merged_rows(self, files: Mapping) -> dict[str, Rows]:
+        """The rows of runs.csv by run; none where another merge has replaced it since `files` were looked at."""
         rows: dict[str, Rows] = {}
-        if parts:
-            with contextlib.suppress(OSError), self.runs_csv.open(encoding="utf-8", newline="") as file:
+        with contextlib.suppress(OSError), self.runs_csv.open(encoding="utf-8", newline="") as file:
+            if files.get(self.runs_csv.name) == stamp(os.fstat(file.fileno())):
                 for row in csv.DictReader(file):
                     rows.setdefault(row["run_id"], []).append(row)
         return rows
@@ -209,7 +209,8 @@ def read_part(path: Path) -> Rows | None:
             raise ValueError("its lines are not whole")
         rows = [dict.fromkeys(NEWER, "") | dict(zip(header, line, strict=True)) for line in lines]
         for row in rows:
-            float(row["value"] or 0)
+            float(row["value"] or (0 if row["status"] not in MEASURED else "no value"))
+            float(row["std"] or 0), int(row["seeds"] or 1)
             if row["run_id"] != path.stem:  # a copy, whose rows would count twice
                 raise ValueError(f"it holds rows of {row['run_id']!r}")
     except (OSError, ValueError, csv.Error) as error:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from conftest import DEMO, ROOT
+from transformers import AutoModelForSeq2SeqLM
 
 from src.sweep.children import PRELOAD, WarmStarter
+from src.training.checkpoints import what_is_broken
 
 SHORT = shlex.split("--eval_steps 2 --save_steps 2 --downsample 16 --task_name demo_a1 --save_name x")
 
@@ -90,3 +92,16 @@ def test_each_file_of_a_checkpoint_cut(scratch, extra, capsys):
                 assert (saved / last).with_name("checkpoint-4.broken1").is_dir() and "checkpoint-2" in said.out
     weights = "adapter_model.safetensors" if extra else "model.safetensors"
     assert {weights, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= set_aside
+
+
+def test_weights_in_several_files_are_whole_when_all_are_there(tmp_path):
+    model = AutoModelForSeq2SeqLM.from_pretrained(ROOT / "data/models/tiny-t5")
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    (tmp_path / "trainer_state.json").write_text("{}")
+    first, *others = sorted(tmp_path.glob("*-of-*.safetensors"))
+    assert others and what_is_broken(tmp_path) is None
+    first.rename(tmp_path / "away")
+    assert what_is_broken(tmp_path) == f"model.safetensors.index.json: {first.name} is missing"
+    (tmp_path / "away").rename(first)
+    (tmp_path / "model.safetensors.index.json").write_text("{")
+    assert what_is_broken(tmp_path).startswith("model.safetensors.index.json: ")

@@ -53,6 +53,25 @@ def test_text_file_lists_each_subset_once_and_all_of_them(ledger):
     assert sorted(ledger.text_file.read_text().splitlines()) == ["a b", "a c"]
 
 
+def test_the_text_file_takes_its_share_of_the_time_alone(ledger, monkeypatch):
+    """It is written whole: after each of thousands of commits, that would be most of their time."""
+    ledger.commit("k1", {"subset": "a b"})
+    ledger._text_due = time.monotonic() + 100
+    assert ledger.commit("k2", {"subset": "a c"}) and ledger.text_file.read_text() == "a b\n"
+    monkeypatch.setattr(module, "TEXT_SHARE", 1e9)
+    ledger.write_text_file()
+    assert ledger.text_file.read_text() == "a b\na c\n" and ledger._text_due < time.monotonic() + 1
+    ledger.commit("k3", {"subset": "a d"})
+    assert ledger.text_file.read_text() == "a b\na c\na d\n"
+
+
+def test_claims_whose_words_are_being_written_are_not_told(ledger):
+    claims = [ledger.claim(key, words) for key, words in (("k1", '{"subset": "a b"}'), ("k2", '{"subs'))]
+    assert ledger.running() == {"a b"}
+    for claim in claims:
+        claim.release()
+
+
 def test_failures_add_up_and_can_be_forgotten(ledger):
     assert ledger.attempts("k") == []
     assert [ledger.fail("k", "a b", reason, "log") for reason in ("one", "two")] == [1, 2]
@@ -146,6 +165,13 @@ def test_damaged_and_stray_files_are_named(ledger, name, content, words):
     assert words in str(caught.value) and str(ledger.folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff", b'{"attempts": []}'])
+def test_damaged_failures_are_named(ledger, content):
+    (ledger.folder / "failed" / "k").write_bytes(content)
+    with pytest.raises(InputError, match="failed/k: damaged, or no file of the sweep's own"):
+        ledger.failures()
+
+
 def test_a_deleted_draw_ends_the_sweep_instead_of_a_loop(ledger):
     for number in range(2):
         assert ledger.add_draw(number, [f"a {number}"], "seed 1")
@@ -176,6 +202,7 @@ def test_eight_processes_divide_a_hundred_subsets(tmp_path, mode):
     for process in processes:
         process.join()
         assert process.exitcode == 0
+    ledger.write_text_file()
     assert won == list(range(100)) and wins.empty()
     assert sorted(map(int, ledger.text_file.read_text().split())) == won
     assert not list(ledger.folder.rglob(".*"))  # no temporary file is left

@@ -1,15 +1,19 @@
 """The CSV files: nothing lost, nothing twice, nothing half, and the same bytes again."""
 
+import contextlib
 import csv
 import io
+import json
 import multiprocessing
 import os
+import shutil
 
 import pandas
 import pytest
 
 from src import results as module
 from src.cli import InputError
+from src.files import write_whole
 from src.names import MAX_NAME, check_name, natural_order, plain_name, task_of_template
 from src.results import COLUMNS, NEWER, Results, main
 
@@ -251,6 +255,78 @@ def test_a_table_without_parts_stays(results):
     for _ in range(2):
         assert results.merge() == 0 and results.runs_csv.read_text() == "by,hand\n"
         (results.folder / "runs").mkdir(exist_ok=True)
+
+
+def test_tables_stay_where_the_folder_of_parts_is_gone(results):
+    results.write_run("a", [row("a", 0.5)], {})
+    files = [results.runs_csv, results.summary_csv("valid")]
+    before = [file.read_bytes() for file in files]
+    shutil.rmtree(results.folder / "runs")
+    assert Results(results.folder.parent, "trial").merge() == 0 and [file.read_bytes() for file in files] == before
+
+
+@pytest.mark.parametrize("target", ["nowhere", "b.csv"])  # gone, and itself
+def test_a_part_that_is_a_broken_link_does_not_hide_the_others(results, target, capsys):
+    results.write_run("a", [row("a", 0.5)], {})
+    results.part("b").symlink_to(target)
+    module._warn_once.cache_clear()
+    assert Results(results.folder.parent, "trial").merge() == 1
+    assert "b.csv: left out, " in capsys.readouterr().err and summary(results)["eval_exact_match"].tolist() == [0.5]
+
+
+def test_a_part_that_is_deleted_during_the_look_does_not_hide_the_others(results, monkeypatch):
+    for run in "ab":
+        results.write_run(run, [row(run, 0.5, seed=run)], {})
+    real = os.scandir
+
+    @contextlib.contextmanager
+    def late(folder):
+        with real(folder) as entries:
+            found = list(entries)
+        results.part("b").unlink(missing_ok=True)
+        yield found
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert Results(results.folder.parent, "trial").merge() == 1
+    assert pandas.read_csv(results.runs_csv)["run_id"].tolist() == ["a"]
+
+
+@pytest.mark.parametrize("edit", [{"std": "wide"}, {"seeds": "3.0"}, {"value": ""},
+                                  {"value": "", "status": "imported"}])
+def test_a_part_with_words_for_numbers_is_left_out(results, edit, capsys):
+    results.write_run("a", [row("a", 0.5)], {})
+    module._warn_once.cache_clear()
+    results.write_run("b", [row("b", 0.5, seed=1) | edit], {})
+    assert "b.csv: left out, " in capsys.readouterr().err and summary(results)["runs"].tolist() == [1]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"files": {}}', '[1]', '{"files": 1, "parts": 7, "left_out": 8}'])
+def test_what_says_what_was_merged_may_be_damaged(results, text):
+    results.write_run("a", [row("a", 0.5)], {})
+    said = results.folder / module.MERGED
+    files = json.loads(said.read_text())["files"]
+    said.write_text(text.replace('"files": 1', f'"files": {json.dumps(files)}'))
+    assert Results(results.folder.parent, "trial").merge() == 1 and "left_out" in json.loads(said.read_text())
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "null", "", "{}"])
+def test_a_damaged_record_is_that_of_no_completed_run(results, text):
+    results.write_run("a", [], {"status": "completed"})
+    results.part("a", "json").write_text(text)
+    assert not results.is_completed("a")
+
+
+def test_rows_of_a_table_that_was_replaced_meanwhile_are_not_taken_over(results):
+    """Another merge, that began before, has put older rows there after this one has looked at the stamps."""
+    results.write_run("a", [row("a", 0.5)], {})
+    old = results.runs_csv.read_text()
+    results.write_run("a", [row("a", 0.7)], {})
+    results.write_part("b", [row("b", 0.1, seed=1)], {})
+    other = Results(results.folder.parent, "trial")
+    merged = other._merged()
+    other._merged = lambda: write_whole(results.runs_csv, old) and merged
+    other.merge()
+    assert pandas.read_csv(results.runs_csv)["value"].tolist() == [0.7, 0.1]
 
 
 def test_a_copied_part_does_not_count_twice(results, capsys):

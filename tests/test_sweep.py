@@ -340,6 +340,36 @@ def test_two_sweeps_at_once_train_each_subset_once(ledger):
     assert sum(out.count("\ndone ") for out in outs) == 12 and min(out.count("\ndone ") for out in outs) > 0
 
 
+def test_who_asks_for_more_gets_it_beside_a_sweep_that_asks_for_less():
+    less = start(3, "--num_samples", 3, "--behave", "sleep:0.7")
+    wait_for(lambda: trace())
+    more = sweep(3, "--num_samples", 3, "--splits", "valid", "test")
+    out = less.communicate(timeout=60)[0]
+    assert less.returncode == 0 and "3 done, 0 failed, 0 left" in out and "3 done, 0 failed, 0 left" in more
+    assert len(rows()) == 6 and {row["split"] for row in csv.DictReader(
+        Path("results/x/runs.csv").read_text().splitlines())} == {"valid", "test"}
+    assert set(rows().values()) == {2} and not trace("overlap")  # a row a split
+
+
+def test_a_failure_that_another_sweep_has_forgotten_is_no_end_of_a_report():
+    first = start(3, "--num_samples", 3, "--behave", "fail", "--behave_only", "a", "--retries", 0)
+    wait_for(lambda: list(Path("sampled_tasks/x/failed").glob("[!.]*")))
+    first.send_signal(signal.SIGSTOP)
+    for path in Path("sampled_tasks/x/failed").glob("[!.]*"):
+        path.unlink()  # as --retry_failed does
+    first.send_signal(signal.SIGCONT)
+    out = first.communicate(timeout=60)[0]
+    assert first.returncode == 1 and "Traceback" not in out and "1 done, 2 failed, 0 left" in out, out
+
+
+def test_a_damaged_answer_of_the_check_is_asked_for_again():
+    sweep(3, "--num_samples", 1)
+    for content in ("{}", "[]", "null", "{", "[" * 100_000):
+        (kept,) = Path("sampled_tasks/x/checked").iterdir()
+        kept.write_text(content)
+        assert "1 done" in sweep(3, "--num_samples", 1, "--status")
+
+
 def test_work_of_a_killed_sweep_is_taken_over_by_the_other():
     flags = ("--num_samples", 6, "--behave", "sleep:0.3")
     first = start(4, *flags)

@@ -3,7 +3,7 @@
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -213,11 +213,6 @@ class Agenda:
     def is_done(self, ledger: Ledger, members: Subset) -> bool:
         """Whether the ledger says so, and the rows are there: somebody may have deleted them, or ask for more now."""
         return ledger.is_done(self.key(members)) and self.has_rows(members)
-
-    def without_parts(self, subsets: Iterable[Subset]) -> list[Subset]:
-        """Those of which a run has left no rows, or its rows were deleted."""
-        found = self.results.run_ids()
-        return [members for members in subsets if not found.issuperset(self.run_ids(members))]
 
     def delete_checkpoints(self, members: Subset) -> None:
         if not self.args.keep_checkpoints:

@@ -15,6 +15,7 @@ from src.cli import InputError, did_you_mean
 from src.files import write_whole
 from src.identity import ANSWER, short_hash
 
+NEEDED = {"settings", "content", "splits", "metrics"}  # of an answer
 SOURCE = Path(__file__).resolve().parents[1]
 
 
@@ -39,8 +40,10 @@ def ask(command: Sequence[str], environment: Mapping[str, str], places: Sequence
     stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in _files([SOURCE, *places])]
     kept = folder / "checked" / f"{short_hash([list(command[1:]), stamps], 16)}.json"
     try:
-        return json.loads(kept.read_text(encoding="utf-8")), kept
-    except (OSError, ValueError):  # not asked yet, or the file is damaged
+        answer = json.loads(kept.read_text(encoding="utf-8"))
+        if answer.keys() >= NEEDED:
+            return answer, kept
+    except (OSError, ValueError, AttributeError, RecursionError):  # not asked yet, or the file is damaged
         pass
     run = subprocess.run([*command, "--check", "True"], env=environment, stdin=subprocess.DEVNULL, capture_output=True,
                          text=True)

@@ -31,6 +31,7 @@ import secrets
 import socket
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from src.cli import InputError
@@ -39,6 +40,7 @@ from src.files import NOT_SUPPORTED, read_text, remove_stale, sync, whole_tempor
 MODES = ("flock", "heartbeat")
 RENEW_EVERY = 30.0  # seconds
 STALE_AFTER = 600.0  # seconds
+TEXT_SHARE = 0.01  # of the time that commits may take for <task_set_name>.txt: it grows, and is written as a whole
 
 
 def owner() -> str:
@@ -58,6 +60,7 @@ class Ledger:
         self.text_file = self.folder.with_name(self.folder.name + ".txt")
         self.mode = self._read_mode() if (self.folder / "mode").exists() else "flock"
         self._done: dict[str, dict] = {}
+        self._text_due = 0.0
 
     @classmethod
     def open(cls, folder: Path, mode: str | None = None) -> "Ledger":
@@ -134,19 +137,15 @@ class Ledger:
     def running(self) -> set[str]:
         """The subsets that are claimed and not done, as lines."""
         claims = {name.partition(".")[0]: self.folder / "claims" / name for name in _names(self.folder / "claims")}
-        return {json.JSONDecoder().raw_decode(path.read_text())[0]["subset"] for key, path in claims.items()
-                if not self.is_done(key) and self.is_claimed(key)}
+        return {subset for key, path in claims.items() if not self.is_done(key) and self.is_claimed(key)
+                for subset in _claimed(path)}
 
     def is_done(self, key: str) -> bool:
         return (self.folder / "done" / key).exists()
 
     def done(self) -> dict[str, dict]:
         """Records of all completed subsets by key, in the order of completion. Reads only what is new."""
-        new = {}
-        for name in _names(self.folder / "done"):
-            if name not in self._done:
-                with contextlib.suppress(FileNotFoundError):  # another sweep has found that its rows are gone
-                    new[name] = _read_record(self.folder / "done" / name, "subset", "completed")
+        new = _read_records(self.folder / "done", self._done, "subset", "completed")
         self._done.update(sorted(new.items(), key=lambda entry: entry[1]["completed"]))
         return self._done
 
@@ -156,19 +155,21 @@ class Ledger:
         self._done.pop(key, None)
 
     def commit(self, key: str, record: dict) -> bool:
-        """Record a subset as completed; False where it already was, and nothing changes."""
+        """Record a subset as completed, to be followed by `write_text_file` at the end; False where it already was."""
         record = {**record, "completed": now(), "by": owner()}
         first = _publish(self.folder / "done" / key, json.dumps(record, indent=1) + "\n")
-        self.write_text_file()
+        if time.monotonic() >= self._text_due:
+            self.write_text_file()
         return first
 
     def write_text_file(self) -> None:
         """Derive <task_set_name>.txt. Whoever renames last has looked after it, so no process loses another's line."""
-        written = None
+        began, written = time.monotonic(), None
         while (number := len(self.done())) != written:
             lines = dict.fromkeys(record["subset"] for record in self._done.values())
             write_whole(self.text_file, "".join(f"{line}\n" for line in lines), sync_name=True)
             written = number
+        self._text_due = time.monotonic() + (time.monotonic() - began) / TEXT_SHARE
 
     def attempts(self, key: str) -> list[dict]:
         """Failed attempts so far, each with reason, log and time."""
@@ -179,8 +180,7 @@ class Ledger:
 
     def failures(self) -> dict[str, dict]:
         """Of each key that has failed attempts the subset and the attempts, also where it is done by now."""
-        return {name: json.loads((self.folder / "failed" / name).read_text())
-                for name in _names(self.folder / "failed")}
+        return _read_records(self.folder / "failed", (), "subset", "attempts")
 
     def fail(self, key: str, subset: str, reason: str, log: str) -> int:
         """Record a failed attempt; only the holder of the claim may. Returns the number of attempts."""
@@ -342,6 +342,23 @@ def _read_record(path: Path, *needed: str) -> dict:
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path}: damaged, or no file of the sweep's own ({error}); delete it: what is trained is "
                          "found again by its rows") from error
+
+
+def _read_records(folder: Path, known: Collection[str], *needed: str) -> dict[str, dict]:
+    """The records of a folder by name, without the `known` ones; what another sweep deletes meanwhile is none."""
+    found = {}
+    for name in _names(folder):
+        if name not in known:
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = _read_record(folder / name, *needed)
+    return found
+
+
+def _claimed(path: Path) -> list[str]:
+    """The subset that a claim names; none while its words are being written."""
+    with contextlib.suppress(OSError, ValueError):
+        return [json.JSONDecoder().raw_decode(path.read_text(encoding="utf-8"))[0]["subset"]]
+    return []
 
 
 def _names(folder: Path) -> list[str]:

@@ -82,4 +82,5 @@ def _train(agenda: Agenda, ledger: Ledger, subsets: list[Subset], slots: list[st
     with (contextlib.closing(make_starter(warm and len(done) < len(subsets), log, environments[slots[0]],
                                           agenda.items.preload)) as starter, Progress(tally) as bar):
         Scheduler(agenda, ledger, subsets, slots, environments, starter, bar).run()
+    ledger.write_text_file()
     return report(agenda, ledger, tally)

@@ -121,9 +121,8 @@ class Scheduler:
                     break
             if not self.running and (self.tally.is_ending or not (self.queue or self._take_up_lost())):
                 return
-            busy_elsewhere = self.queue and self.slots
             due = min((job.kill_at for job in self.running), default=float("inf")) - time.monotonic()
-            timeout = min(LOOK_AGAIN if busy_elsewhere else 1.0, max(0.0, due))
+            timeout = min(LOOK_AGAIN if self.queue and self.slots else 1.0, max(0.0, due))  # others train the queue
             ready, _, _ = select.select([wake_up, *(job.child for job in self.running)], [], [], timeout)
             if wake_up in ready:
                 wake_up.recv(4096)
@@ -134,12 +133,13 @@ class Scheduler:
             self.bar.update()
 
     def _take_up_lost(self) -> bool:
-        """Queue what was completed, but whose rows somebody has deleted meanwhile; return whether there is any."""
-        lost = self.agenda.without_parts(members for members in self.subsets if members not in self.tally.failed)
+        """Queue what was completed, but lacks rows: deleted meanwhile, or trained by a sweep that asks for less."""
+        failed = set(self.tally.failed)
+        lost = [members for members in self.subsets if members not in failed and not self.agenda.has_rows(members)]
         for members in lost:
             self.ledger.undo(self.agenda.key(members))
             self.tally.done -= 1
-            self.bar.say(f"again   {' '.join(members)}: its rows were deleted")
+            self.bar.say(f"again   {' '.join(members)}: its rows were deleted, or others asked for less")
         self.queue.extend(lost)
         return bool(lost)
 

@@ -170,8 +170,8 @@ def report(agenda: Agenda, ledger: Ledger, tally: Tally) -> int:
     if tally.refused:
         raise InputError(f"a child refused its command line, so the sweep was stopped\n{tally.refused}")
     for members in tally.failed:
-        last = ledger.attempts(agenda.key(members))[-1]
-        print(f"failed: {' '.join(members)}: {last['reason']}, see {last['log']}", file=sys.stderr)
+        for last in ledger.attempts(agenda.key(members))[-1:]:  # none where another sweep tries it again meanwhile
+            print(f"failed: {' '.join(members)}: {last['reason']}, see {last['log']}", file=sys.stderr)
     if tally.interrupted:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 128 + tally.interrupted

@@ -46,6 +46,10 @@ def what_is_broken(checkpoint: Path) -> str | None:
         try:
             if path.name in NEEDED:
                 json.loads(path.read_text(encoding="utf-8"))
+            elif path.name.endswith(".index.json"):  # of weights in several files
+                named = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+                if missing := [name for name in sorted(named) if not (checkpoint / name).exists()]:
+                    raise ValueError(f"{missing[0]} is missing")
             elif path.suffix == ".safetensors":
                 with safetensors.safe_open(path, "pt"):  # compares the header with the size of the file
                     pass
