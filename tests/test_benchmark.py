@@ -12,13 +12,13 @@ from src.cli import InputError
 from src.results import COLUMNS, Results, read_part
 
 RUNS = ROOT / "data/benchmarks/smollm2/runs"
-TASKS = {"sst2", "yelp_review_full", "mnli", "e2e_nlg_cleaned", "common_gen"}
+TASKS = {"sst2", "yelp_review_full", "xsum", "e2e_nlg_cleaned", "common_gen"}
 
 
 def test_the_table_is_of_one_kind():
     parts = {path.stem: read_part(path) for path in RUNS.glob("*.csv")}
     records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in RUNS.glob("*.json")}
-    assert parts.keys() == records.keys() and len(parts) >= 13
+    assert parts.keys() == records.keys() and len(parts) >= 10
     rows = [row for part in parts.values() for row in part]
     assert {row["status"] for row in rows} == {"completed"}
     for column in ("config_hash", "model", "steps"):

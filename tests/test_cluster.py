@@ -13,7 +13,8 @@ import pytest
 
 from src.cli import InputError
 from src.cluster import __main__ as command
-from src.cluster import lists, plots, sdp
+from src.cluster import affinity, lists, plots, sdp
+from src.subsets import start_set
 from tests.test_affinity import row, write_runs
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +70,15 @@ def test_affinities_are_of_the_size_trained_most_often(quick, capsys):
     assert (quick / "results/x/affinity.csv").read_text() != pairs
     with pytest.raises(InputError, match=r"--sizes 4: .* trained are 1 item \(9 subsets\)"):
         run("--sizes", "4")
+
+
+def test_halves_of_an_odd_number_of_items_are_one_size(quick, capsys):
+    """So that what a plan starts from can be clustered: nine halves of 4 items, nine of 5."""
+    write_runs(quick / "results/x", sweep(start_set(ITEMS, 0)))
+    run()
+    assert "affinities: subsets of 4 items (9 subsets), 5 items (9 subsets); trained are" in capsys.readouterr().out
+    frame = pd.DataFrame({"trained_on": ["a b", "a c", "b c", "a b c", "a", "b", "c", "a b c d e"]})
+    assert set(affinity.of_sizes(frame)["trained_on"]) == {"a b", "a c", "b c"}
 
 
 def test_planted_groups_are_found_written_and_explained(here, capsys):

@@ -19,6 +19,7 @@ import numpy as np
 from src.cli import InputError
 from src.names import natural_order
 from src.scores import UNTRAINED, transferred
+from src.subsets import MOST_FOR_PAIRS
 
 FEW_MISSING = 0.2  # up to this share of missing pairs is a warning
 
@@ -153,12 +154,15 @@ class Affinity:
 def of_sizes(scores, sizes: Iterable[int] = (), least: int = 2):
     """Only the scores after subsets of these sizes; by default of the size from `least` on that was trained most often.
 
-    What a plan or clusters had trained since, and all items together, would otherwise confirm themselves.
+    What a plan or clusters had trained since, and all items together, would otherwise confirm themselves. The halves of
+    an odd number of items, from which a plan starts, count as one size.
     """
     size = scores["trained_on"].str.split().str.len()
     if not sizes:
-        subsets = size[size >= least].groupby(scores["trained_on"]).first()
-        sizes = subsets.mode()[:1]  # of two that are as frequent the smaller
+        n = len(set(" ".join(scores["trained_on"].unique()).split()))
+        alike = size.where((n <= MOST_FOR_PAIRS) | (2 * size != n + 1), n // 2)
+        subsets = alike[size >= least].groupby(scores["trained_on"]).first()
+        sizes = size[alike.isin(subsets.mode()[:1])].unique()  # of two that are as frequent the smaller
     return scores[size.isin(list(sizes))]
 
 
