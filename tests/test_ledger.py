@@ -58,6 +58,13 @@ def test_the_text_file_takes_its_share_of_the_time_alone(ledger, monkeypatch):
     ledger.commit("k1", {"subset": "a b"})
     ledger._text_due = time.monotonic() + 100
     assert ledger.commit("k2", {"subset": "a c"}) and ledger.text_file.read_text() == "a b\n"
+    ledger._text_due = 0
+    ledger.write_text_when_due()
+    assert ledger.text_file.read_text() == "a b\na c\n"
+    ledger.text_file.unlink()
+    ledger._text_due = 0
+    ledger.write_text_when_due()  # no commit since
+    assert not ledger.text_file.exists()
     monkeypatch.setattr(module, "TEXT_SHARE", 1e9)
     ledger.write_text_file()
     assert ledger.text_file.read_text() == "a b\na c\n" and ledger._text_due < time.monotonic() + 1

@@ -58,9 +58,9 @@ class Ledger:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self.text_file = self.folder.with_name(self.folder.name + ".txt")
-        self.mode = self._read_mode() if (self.folder / "mode").exists() else "flock"
+        self.mode = _read_mode(self.folder / "mode") if (self.folder / "mode").exists() else "flock"
         self._done: dict[str, dict] = {}
-        self._text_due = 0.0
+        self._text_due, self._text_lacks = 0.0, False
 
     @classmethod
     def open(cls, folder: Path, mode: str | None = None) -> "Ledger":
@@ -80,19 +80,11 @@ class Ledger:
         except OSError as error:
             raise InputError(f"{ledger.folder}: cannot write there: {error.strerror}; "
                              "choose another --task_set_name, or free the folder") from error
-        ledger.mode = ledger._read_mode()
+        ledger.mode = _read_mode(ledger.folder / "mode")
         if mode not in (None, ledger.mode):
             raise InputError(f"--ledger {mode}: {ledger.folder} is in use with --ledger {ledger.mode}; all its sweeps "
                              f"must claim the same way. To change: end them, then delete {ledger.folder / 'mode'}")
         return ledger
-
-    def _read_mode(self) -> str:
-        path = self.folder / "mode"
-        mode = read_text(path).strip()
-        if mode not in MODES:
-            raise InputError(f"{path}: holds '{mode[:20]}', not {' or '.join(MODES)}; end the sweeps of this task set, "
-                             "then delete it")
-        return mode
 
     def drawn(self) -> tuple[list[str], int]:
         """Lines of the subsets drawn so far, and in how many draws. Raises InputError where a draw is missing."""
@@ -155,16 +147,22 @@ class Ledger:
         self._done.pop(key, None)
 
     def commit(self, key: str, record: dict) -> bool:
-        """Record a subset as completed, to be followed by `write_text_file` at the end; False where it already was."""
+        """Record a subset as completed; False where it already was, and nothing changes. Its line in the text file
+        comes with `write_text_when_due`, to be called now and then, or `write_text_file`."""
         record = {**record, "completed": now(), "by": owner()}
         first = _publish(self.folder / "done" / key, json.dumps(record, indent=1) + "\n")
-        if time.monotonic() >= self._text_due:
-            self.write_text_file()
+        self._text_lacks = True
+        self.write_text_when_due()
         return first
+
+    def write_text_when_due(self) -> None:
+        """Write the text file where a commit came after it was written, unless that has just taken its time."""
+        if self._text_lacks and time.monotonic() >= self._text_due:
+            self.write_text_file()
 
     def write_text_file(self) -> None:
         """Derive <task_set_name>.txt. Whoever renames last has looked after it, so no process loses another's line."""
-        began, written = time.monotonic(), None
+        began, written, self._text_lacks = time.monotonic(), None, False
         while (number := len(self.done())) != written:
             lines = dict.fromkeys(record["subset"] for record in self._done.values())
             write_whole(self.text_file, "".join(f"{line}\n" for line in lines), sync_name=True)
@@ -326,6 +324,14 @@ def _try_flock(folder: Path) -> None:
             if error.errno not in NOT_SUPPORTED:
                 raise
             raise InputError(f"{folder}: this file system has no locks (flock); claim by --ledger heartbeat") from error
+
+
+def _read_mode(path: Path) -> str:
+    mode = read_text(path).strip()
+    if mode not in MODES:
+        raise InputError(f"{path}: holds '{mode[:20]}', not {' or '.join(MODES)}; end the sweeps of this task set, "
+                         "then delete it")
+    return mode
 
 
 def _draw(number: int) -> str:

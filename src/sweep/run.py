@@ -79,8 +79,10 @@ def _train(agenda: Agenda, ledger: Ledger, subsets: list[Subset], slots: list[st
     warm = set(slots) == {"cpu"} if args.warm_start is None else args.warm_start
     log = ledger.folder / "logs" / f"forkserver-{socket.gethostname()}-{os.getpid()}.log"
     ledger.write_text_file()
-    with (contextlib.closing(make_starter(warm and len(done) < len(subsets), log, environments[slots[0]],
-                                          agenda.items.preload)) as starter, Progress(tally) as bar):
-        Scheduler(agenda, ledger, subsets, slots, environments, starter, bar).run()
-    ledger.write_text_file()
+    try:
+        with (contextlib.closing(make_starter(warm and len(done) < len(subsets), log, environments[slots[0]],
+                                              agenda.items.preload)) as starter, Progress(tally) as bar):
+            Scheduler(agenda, ledger, subsets, slots, environments, starter, bar).run()
+    finally:
+        ledger.write_text_file()
     return report(agenda, ledger, tally)

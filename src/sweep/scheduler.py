@@ -130,6 +130,7 @@ class Scheduler:
                 self._finish(job)
             self._look_after()
             self.merging.when_due()
+            self.ledger.write_text_when_due()
             self.bar.update()
 
     def _take_up_lost(self) -> bool:
@@ -217,8 +218,7 @@ class Scheduler:
     def _commit(self, members: Subset, claim: Claim, log: Path | None, how: str) -> None:
         key = self.agenda.key(members)
         try:
-            record = self.agenda.words(members) | {"runs": self.agenda.run_ids(members),
-                                                   "log": str(log) if log else None}
+            record = self.agenda.words(members) | {"runs": self.agenda.run_ids(members), "log": log and str(log)}
             first = self.ledger.commit(key, record)
             self.ledger.forget_failures(key)
             self.agenda.delete_checkpoints(members)
