@@ -24,9 +24,12 @@ def finished(runs_csv: Path) -> Cost:
     """Of the completed runs of a runs.csv; all 0 where there are none, or where their time is not recorded."""
     if not runs_csv.exists():
         return Cost()
-    with runs_csv.open(encoding="utf-8", newline="") as file:
-        runs = {row["run_id"]: (row["trained_on"], float(row["seconds"]), int(float(row.get("steps") or 0)))
-                for row in csv.DictReader(file) if row["status"] == "completed" and row.get("seconds")}
+    try:
+        with runs_csv.open(encoding="utf-8", newline="") as file:
+            runs = {row["run_id"]: (row["trained_on"], float(row["seconds"]), int(float(row.get("steps") or 0)))
+                    for row in csv.DictReader(file) if row["status"] == "completed" and row.get("seconds")}
+    except (ValueError, KeyError, OverflowError, csv.Error):  # edited by hand, or another's: it tells no times
+        return Cost()
     return Cost(len({trained_on for trained_on, *_ in runs.values()}), len(runs),
                 sum(seconds for _, seconds, _ in runs.values()), sum(steps for *_, steps in runs.values()))
 

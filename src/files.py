@@ -91,6 +91,9 @@ def with_file(arguments: Sequence[str]) -> list[str]:
             words += [f"--{name}", *map(str, value)]
         elif value is not None:
             words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    for word in words:  # as no command line can hold it
+        if "\0" in word or word != word.encode(errors="ignore").decode():
+            raise InputError(f"{path}: {word!r} holds a NUL or half of a character")
     return words + list(arguments[1:])
 
 

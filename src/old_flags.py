@@ -39,6 +39,8 @@ def translate_old_flags(arguments: list[str]) -> list[str]:
         on = value.lower() not in (("false", "none") if how == "refused" else ("false", "f", "no", "n", "0"))
         if how == "refused" and on:
             raise InputError(f"{name} {value}".rstrip() + f": an old flag; today it is {today}")
+        if how == "switch" and on and value.lower() not in ("", "true", "t", "yes", "y", "1"):
+            raise InputError(f"{name} {value}: must be True or False")
         if how == "switch" and on:
             translated += today.split()
         if name == "--logging_dir":

@@ -131,7 +131,12 @@ class Results:
                 rows = self._merged_rows(merged["files"])
             rows = {run: rows[run] if run in rows and merged["parts"].get(run) == part else read_part(self.part(run))
                     for run, part in parts.items()}
-            merged = self._derive(parts, rows)
+            try:
+                merged = self._derive(parts, rows)
+            except FileNotFoundError:
+                if self.folder.exists():
+                    raise
+                return 0  # it was deleted meanwhile
         for run in merged["left_out"]:  # every command says so, also one that finds nothing new
             read_part(self.part(run))
         return len(parts) - len(merged["left_out"])

@@ -32,12 +32,16 @@ BAD = {
     ONE + "--generation_num_beams 0": "--generation_num_beams 0",
     ONE + "--eval_strategy steps --eval_steps 0": "eval_steps",
     ONE + "--save_strategy steps --save_steps 0": "save_steps",
+    ONE + "--save_strategy steps --save_steps inf": "--save_steps inf must be above 0, and finite",
     ONE + "--save_name ../evil": "--save_name '../evil' must be a plain file name",
     ONE + "--save_name '/tmp/evil'": "--save_name '/tmp/evil' must be a plain file name",
     ONE + "--save_name 'a\nb'": "--save_name 'a\\nb' must be a plain file name",
     ONE + "--run_name a/../../b": "--run_name 'a/../../b' must be a plain file name",
     ONE + "--task_name ../demo_a1": "unknown task '../demo_a1'",
     ONE + "--template_idx " + BIG: f"--template_idx {BIG}",
+    ONE.replace(".py", ".py nul.json"): "nul.json: '--output_dir=a\\x00b' holds a NUL or half of a character",
+    ONE.replace(".py", ".py half.json"): "half.json: '\\ud800' holds a NUL or half of a character",
+    ONE + "--adafactor maybe": "--adafactor maybe: must be True or False",
     ONE + "--template_idx first": "--template_idx 'first' must be a position",
     ONE + "--output_dir latin/x": "--output_dir latin/x",
     ONE + "--results_dir loop/x": "loop",
@@ -67,12 +71,15 @@ BAD = {
     MANY + "--mixing temperature --mixing_temperature nan": "--mixing_temperature nan must be a finite number",
     # the sweeps
     TASKS + "--num_samples 0": "--num_samples 0 must be at least 1",
+    TASKS + "--num_samples 3 --dry_run --jobs_per_device " + BIG: f"--jobs_per_device {BIG} must be at most 10000",
+    TASKS + "--num_samples 3 --launcher ray --workers " + BIG: f"--workers {BIG} must be at most 10000",
     TASKS + "--num_samples 3 --seed -1": "--seed -1 must be at least 0",
     TASKS + "--num_samples 3 --subset_timeout nan": "--subset_timeout nan must be",
     TASKS + "--num_samples 3 --min_task_num 0": "--min_task_num 0",
     TASKS + "--num_samples 3 --task_set_name ../evil": "--task_set_name '../evil' must be a plain file name",
     TASKS + "--num_samples 3 --launcher slurm --partition 'gpu\n#SBATCH --uid=0'": "--partition 'gpu\\n",
     TASKS + "--num_samples 3 --launcher slurm --time '1:00\nrm -rf /'": "--time '1:00\\n",
+    TASKS + "--num_samples 3 --from_estimate other": "these estimates were not calibrated on true trainings",
     TASKS + "--subsets_file fifo": "not a file",
     TASKS + "--subsets_file latin": "latin, line 1: not UTF-8",
     TASKS + "--num_samples 3 --current_cluster_dir fifo": "--current_cluster_dir fifo",
@@ -94,6 +101,8 @@ BAD = {
     CLUSTER + "--sizes " + BIG: "--sizes",
     "src.cluster --save_name equal --num_clusters 2": "equal",
     "src.cluster --save_name nobody": "nobody",
+    "src.report --save_name foreign": "foreign/runs.csv, line 1: not UTF-8",
+    "src.report --save_name other_columns": "other_columns/runs.csv: no table of runs",
     PLAN + "--seed -1": "--seed -1",
     PLAN + "--budget 0": "--budget 0",
     PLAN + "--weights fifo": "--weights fifo",
@@ -160,6 +169,8 @@ def here(scratch):
     for fifo in (tasks / "fifo.yaml", scratch.folder / "fifo"):
         os.mkfifo(fifo)
     (scratch.folder / "latin").write_bytes("demo_é\n".encode("latin-1"))
+    (scratch.folder / "nul.json").write_text(r'{"output_dir": "a\u0000b"}')
+    (scratch.folder / "half.json").write_text(r'{"eval_task_names": ["\ud800"]}')
     (scratch.folder / "loop").symlink_to("loop")
     (tasks / "loop.yaml").symlink_to("loop.yaml")
     for name, file, size in (("broken", "config.json", 9), ("cut", "model.safetensors", 5000)):
@@ -167,6 +178,9 @@ def here(scratch):
         folder.mkdir()
         for path in (scratch.folder / "t5-base").iterdir():
             (folder / path.name).write_bytes(path.read_bytes()[:size if path.name == file else None])
+    for name, content in (("foreign", b"run_id,\xe9\n"), ("other_columns", b"a,b\n1,2\n")):
+        (scratch.folder / "results" / name).mkdir(parents=True)
+        (scratch.folder / "results" / name / "runs.csv").write_bytes(content)
     a_sweep("x", lambda number: number / 7)
     a_sweep("equal", lambda number: 0.5)
     a_sweep("other", lambda number: 0.5, "estimated")

@@ -1,5 +1,6 @@
 """The ledger: first wins, claims end with their holders, nothing is half-written."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -144,6 +145,23 @@ def test_a_claim_stamped_in_the_future_ages_from_now_on(tmp_path, monkeypatch):
     assert ledger.is_claimed("k") and ledger.claim("k", "a") is None
     time.sleep(0.4)
     assert ledger.claim("k", "a") is not None
+
+
+def test_claims_are_told_to_who_may_only_read(tmp_path, monkeypatch):
+    ledger = Ledger.open(tmp_path / "x", "heartbeat")
+    claim = ledger.claim("k", "a")
+    written = []
+
+    def refuse(path, *_, **__):
+        written.append(path.name)
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    assert ledger.is_claimed("k") and written
+    written.clear()
+    assert not ledger.is_claimed("other") and not written  # nothing to be timed
+    os.utime(claim.path, (time.time() - 2 * module.STALE_AFTER,) * 2)
+    assert not ledger.is_claimed("k")
 
 
 def test_a_deleted_claim_is_a_lost_one(tmp_path, monkeypatch):

@@ -306,6 +306,10 @@ def test_cost_by_hand(tmp_path):
     (tmp_path / "runs.csv").write_text(
         "run_id,status,trained_on,item,seconds,steps\na,completed,x y,x,60,10\na,completed,x y,y,60,10\n"
         "b,completed,x y,x,30,10\nc,failed,x,x,5,\nd,imported,z,z,,\n")
+    (tmp_path / "edited.csv").write_text("run_id,status,trained_on,seconds\na,completed,a b,soon\n")
+    (tmp_path / "latin.csv").write_bytes(b"run_id,\xe9\n")
+    (tmp_path / "other.csv").write_text("by,hand\n1,2\n")
+    assert all(cost.finished(tmp_path / f"{name}.csv") == cost.Cost() for name in ("edited", "latin", "other"))
     found = cost.finished(tmp_path / "runs.csv")
     assert found == cost.Cost(1, 2, 90.0, 20) and found.runs == 2
     assert cost.ahead(found, 3) == "6 trainings, 60 steps, about 4.5 min at the rate of the 2 finished (45 s each)"

@@ -265,6 +265,12 @@ def test_tables_stay_where_the_folder_of_parts_is_gone(results):
     assert Results(results.folder.parent, "trial").merge() == 0 and [file.read_bytes() for file in files] == before
 
 
+def test_a_folder_that_is_deleted_during_the_merge_holds_nothing(results, monkeypatch):
+    results.write_part("a", [row("a", 0.5)], {})
+    monkeypatch.setattr(module, "summary", lambda *_: shutil.rmtree(results.folder, ignore_errors=True) or "")
+    assert results.merge() == 0 and not results.folder.exists()
+
+
 @pytest.mark.parametrize("target", ["nowhere", "b.csv"])  # gone, and itself
 def test_a_part_that_is_a_broken_link_does_not_hide_the_others(results, target, capsys):
     results.write_run("a", [row("a", 0.5)], {})

@@ -55,6 +55,11 @@ def completed(name="x") -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def committed(name="x") -> list[Path]:
+    """Records of what is done: at once there, while the list of `completed` may come later."""
+    return list(Path("sampled_tasks", name, "done").glob("[!.]*"))
+
+
 def trace(word="start") -> list[str]:
     """Subsets in the order of `word`."""
     if not Path("trace").exists():
@@ -184,7 +189,7 @@ def test_finished_rows_are_committed_without_another_run():
 
 def test_a_sweep_merges_at_its_end_not_in_each_child():
     process = start(4, "--num_samples", 6, "--behave", "sleep:0.1", "--runs", 2)
-    wait_for(lambda: len(completed()) >= 2)
+    wait_for(lambda: len(committed()) >= 2)
     assert not Path("results/x/runs.csv").exists() and len(list(Path("results/x/runs").glob("*.csv"))) >= 4
     process.communicate(timeout=30)
     assert process.returncode == 0 and len(rows()) == 6 * 2 * 2
@@ -206,7 +211,7 @@ def test_what_has_no_rows_any_more_is_trained_again():
 
 def test_results_deleted_during_a_sweep_are_trained_again_in_it():
     process = start(4, "--num_samples", 6, "--behave", "sleep:0.2")
-    wait_for(lambda: len(completed()) >= 3)
+    wait_for(lambda: len(committed()) >= 3)
     Path("results/x").rename("gone")  # at once: the child at work writes on
     out = process.communicate(timeout=60)[0]
     assert process.returncode == 0 and "its rows were deleted" in out and "6 done, 0 failed, 0 left" in out, out
@@ -270,7 +275,7 @@ def test_bad_flags_of_the_child_stop_the_sweep():
 def test_interrupted(number, code, behave, warm):
     flags = ("--num_samples", 6, "--jobs_per_device", 4, "--warm_start", warm, "--behave", behave)
     process = start(4, *flags, "--behave_only", "d")
-    wait_for(lambda: len(trace()) == 6 and len(completed()) == 3)
+    wait_for(lambda: len(trace()) == 6 and len(committed()) == 3)
     began = time.monotonic()
     process.send_signal(number)
     out = process.communicate(timeout=10)[0]
@@ -283,7 +288,7 @@ def test_interrupted(number, code, behave, warm):
 def test_the_same_command_goes_on_after_an_interruption():
     flags = ("--num_samples", 6, "--behave", "sleep:0.3")
     process = start(4, *flags)
-    wait_for(lambda: len(completed()) >= 2)
+    wait_for(lambda: len(committed()) >= 2)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
     assert "6 done" in sweep(4, *flags)
@@ -318,7 +323,7 @@ def test_children_die_with_a_killed_scheduler(warm):
 
 def test_a_killed_forkserver_is_started_again():
     process = start(4, "--num_samples", 6, "--warm_start", "True", "--behave", "sleep:0.2")
-    wait_for(lambda: len(completed()) >= 1)
+    wait_for(lambda: len(committed()) >= 1)
     for entry in Path("/proc").glob("[0-9]*/task/*/children"):
         if entry.parent.name == str(process.pid):
             os.kill(int(entry.read_text().split()[0]), signal.SIGKILL)
@@ -487,7 +492,7 @@ def test_full_disk_loses_nothing(tmp_path):
     try:
         filler = tmp_path / "sampled_tasks" / "filler"
         process = start(5, "--num_samples", 10, "--behave", "sleep:0.2")
-        wait_for(lambda: len(completed()) >= 2)
+        wait_for(lambda: len(committed()) >= 2)
         with filler.open("wb", buffering=0) as file, pytest.raises(OSError):
             while True:
                 file.write(b"x" * 4096)

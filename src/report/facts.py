@@ -1,6 +1,7 @@
 """What is known of a name, read from its files; what is not there, or cannot be read, is None and said in `notes`."""
 
 import csv
+import io
 import json
 import shlex
 from collections import Counter, defaultdict
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from src.cli import InputError, warn
 from src.cost import Cost, finished
+from src.files import read_text
 from src.identity import settings_that_count
 from src.names import natural_order
 from src.results import Results
@@ -80,10 +82,12 @@ def gather(args) -> Facts:
 def read_runs(path: Path) -> tuple[list[dict[str, str]], list[str]]:
     """A row of each run of a runs.csv, and all items."""
     runs, items = {}, {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
+    try:
+        for row in csv.DictReader(io.StringIO(read_text(path), newline="")):
             runs[row["run_id"], row["trained_on"]] = row
             items[row["item"]] = True
+    except (KeyError, csv.Error) as error:
+        raise InputError(f"{path}: no table of runs as results/README.md shows it ({error})") from error
     return list(runs.values()), sorted(items, key=natural_order)
 
 

@@ -229,7 +229,7 @@ def _most_relevant(space: Space, args: argparse.Namespace) -> list[Subset]:
         near = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*/")])
         raise InputError(f"--from_estimate {args.from_estimate}: there is no {folder / 'runs.csv'}; {near}")
     if args.save_name == args.from_estimate:
-        ways = {read_json(path)["estimate"]["chosen_by"]
+        ways = {read_json(path).get("estimate", {}).get("chosen_by")
                 for path in (folder / "runs").glob("estimate-s*.json")}
         if ways != {"calibration"}:
             raise InputError(

@@ -27,6 +27,7 @@ def boolean(text: str) -> bool:
     return text.lower() == "true"
 
 
+AT_ONCE = 10_000  # children on a device, workers
 SWITCH = {"nargs": "?", "const": True, "default": False, "type": boolean}
 # What says which subsets or workers there are, and the flags that would have no effect beside it.
 NO_EFFECT = {
@@ -142,6 +143,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
         value = getattr(args, name)
         if value is not None and not least <= value < float("inf"):  # nor NaN
             raise InputError(f"--{name} {value} must be at least {least}")
+        if name in ("jobs_per_device", "workers") and value > AT_ONCE:  # there is a list of them, as long as that
+            raise InputError(f"--{name} {value} must be at most {AT_ONCE}")
     for name in ("partition", "gres", "time"):  # lines of a script: a line break would begin an option, or a command
         value = getattr(args, name)
         if value is not None and (not value.isprintable() or len(value.split()) != 1):

@@ -26,6 +26,7 @@ import datetime
 import fcntl
 import itertools
 import json
+import math
 import os
 import secrets
 import socket
@@ -267,8 +268,12 @@ class HeartbeatClaim(Claim):
         """Number of the newest claim, 0 where there is none, and its age in seconds."""
         claims = ledger.folder / "claims"
         number = next(n for n in itertools.count() if not (claims / f"{key}.{n + 1}").exists())
-        stamp = (claims / f"{key}.{number}").stat().st_mtime if number else 0
-        return number, ledger.server_time() - stamp
+        if not number:
+            return 0, math.inf
+        now = time.time()
+        with contextlib.suppress(OSError):  # who may only read the folder is told by the clock here
+            now = ledger.server_time()
+        return number, now - (claims / f"{key}.{number}").stat().st_mtime
 
     @classmethod
     def make(cls, ledger: Ledger, key: str, words: str) -> "HeartbeatClaim | None":

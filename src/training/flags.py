@@ -217,8 +217,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         if os.environ.get("CUDA_VISIBLE_DEVICES", "").strip() not in ("", "-1") and not torch.cuda.is_available():
             warn(f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}: no such GPU, running on the CPU")
         for name in ("eval_steps", "save_steps"):
-            if (value := getattr(self, name)) is not None and value <= 0:  # 0 would count as not given
-                raise InputError(f"--{name} {value} must be above 0")
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:  # 0 would count as not given
+                raise InputError(f"--{name} {value} must be above 0, and finite")
         if self.deepspeed and not Path(self.deepspeed).is_file():
             raise InputError(f"--deepspeed {self.deepspeed}: there is no such file")
         if (self.load_best_model_at_end and self.save_strategy == self.eval_strategy == "steps" and self.eval_steps
