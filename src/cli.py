@@ -98,6 +98,11 @@ def check_effects(way: str, flags: Iterable[str], words: Iterable[str]) -> None:
             raise InputError(f"{way} and {flag} exclude each other: {flag} would have no effect")
 
 
+def check_seed(seed: int) -> None:
+    if seed < 0:
+        raise InputError(f"--seed {seed}: must be at least 0")
+
+
 def warn(message: str) -> None:
     """Print one warning line to standard error (under torchrun: of the first process only)."""
     if os.environ.get("RANK", "0") == "0":

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from src.cluster import rounding
+from src.cluster import rounding, sdp
 from src.gains import Gains, read_gains, unit_of
 from src.plan import choose, confirm, rounds
 from src.plan.choose import Plan, Worth, every_subset, partition
@@ -86,19 +86,18 @@ def by_pair_means(gains: Gains) -> Plan:
     return partition(every[choose.best_partition(totals)])
 
 
-def clusters(gains: Gains) -> Plan:
-    T = pair_matrix(gains)
-    off = ~np.eye(len(T), dtype=bool)
-    mean, sd = (np.array([f(row[keep]) for row, keep in zip(T, off, strict=True)])[:, None] for f in (np.mean, np.std))
-    Z = np.where(off, (T - mean) / np.maximum(sd, 1e-12), 0.0)
-    S = (Z + Z.T) / 2
-    tried = rounding.extend(S, np.full(len(S), -1))
-    labels = rounding.find_clusters(S, rounding.best_number(S, tried), "sdp", 0)[0]
+def cluster_labels(T: np.ndarray, hubs: str = "keep", method: str = "sdp") -> np.ndarray:
+    """Labels (n,) of the affinities T (n, n), their number by the penalised density."""
+    S = sdp.symmetric(T, hubs)
+    return rounding.find_clusters(S, rounding.best_number(S, rounding.extend(S, np.full(len(S), -1))), method, 0)[0]
+
+
+def clusters(gains: Gains, hubs: str = "keep", method: str = "sdp") -> Plan:
+    labels = cluster_labels(pair_matrix(gains), hubs, method)
     return partition(labels == c for c in range(labels.max() + 1))
 
 
 def random_partitions(truth: Gains, count: int = 300) -> float:
-    """Mean over partitions of what they are worth."""
     rng, n = np.random.default_rng(0), len(truth.items)
     found = []
     for _ in range(count):

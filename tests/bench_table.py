@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import adjusted_rand_score
 
 from src.cli import InputError, run_as_script
-from src.cluster import evidence, rounding, sdp
+from src.cluster import evidence, sdp
 from src.gains import Gains, choose_metrics, read_gains
 from src.plan.choose import Plan, every_subset, partition
 from src.plan.predict import Process
@@ -21,6 +21,8 @@ from src.scores import read_scores, results_file
 from src.subsets import start_set
 from tests.bench_plan import (
     by_pair_means,
+    cluster_labels,
+    clusters,
     loop,
     pair_matrix,
     pair_means,
@@ -36,13 +38,17 @@ KINDS = {"sst2": "sentiment", "yelp_review_full": "sentiment", "mnli": "inferenc
 PERMUTATIONS = 999
 
 
-def table(folder: Path, split: str, seed: str | None = None) -> Gains:
-    """Relative gains over alone; of answer choices by choice_loss, of free text by loss. seed: None takes all."""
-    scores = read_scores(folder, split, statuses=("completed", "imported"),
-                         keep_seed=None if seed is None else lambda each: each == seed)
-    losses = scores[scores["metric"].isin(["choice_loss", "loss"])]
-    own = losses.sort_values("metric").drop_duplicates("item")
-    words = [f"{row.item}={row.metric}" for row in own.itertuples()]
+def own_losses(rows):
+    """Of each item the rows of its choice_loss, of free text of its loss."""
+    losses = rows[rows["metric"].isin(["choice_loss", "loss"])]
+    return losses[losses["metric"] == losses.groupby("item")["metric"].transform("min")]
+
+
+def table(folder: Path, split: str, seed: str) -> Gains:
+    """Relative gains over alone under one seed."""
+    losses = own_losses(read_scores(folder, split, statuses=("completed", "imported"),
+                                    keep_seed=lambda each: each == seed))
+    words = [f"{row.item}={row.metric}" for row in losses.drop_duplicates("item").itertuples()]
     return read_gains(choose_metrics(losses, words, lambda items: {}, [], []), "relative")
 
 
@@ -55,16 +61,7 @@ def seeds_of(folder: Path) -> list[str]:
     return list(runs.groupby("seed")["trained_on"].nunique().sort_values(ascending=False, kind="stable").index)
 
 
-def clusters_by(S: np.ndarray, method: str) -> np.ndarray:
-    k = rounding.best_number(S, rounding.extend(S, np.full(len(S), -1)))
-    return rounding.find_clusters(S, k, method, 0)[0]
-
-
-def groups(labels: np.ndarray) -> Plan:
-    return partition(labels == c for c in range(int(labels.max()) + 1))
-
-
-def plans(valid: Gains, test: Gains, T: np.ndarray, pairs: list) -> dict[str, tuple[Plan, int]]:
+def plans(valid: Gains, test: Gains, pairs: list) -> dict[str, tuple[Plan, int]]:
     """What would be trained, and how many trainings it takes to know that, all in the table by name."""
     n = len(valid.items)
     start, given = start_set(valid.items, 0), part(valid, pairs)
@@ -72,7 +69,7 @@ def plans(valid: Gains, test: Gains, T: np.ndarray, pairs: list) -> dict[str, tu
     for words, hubs, method in (("clusters, rounding as published", "keep", "threshold"), ("clusters", "keep", "sdp"),
                                 ("clusters, hubs removed", "remove", "sdp")):
         if hubs == "keep" or n >= evidence.FEWEST_WITHOUT_HUBS:
-            found[words] = groups(clusters_by(sdp.symmetric(T, hubs), method)), len(pairs) - n - 1
+            found[words] = clusters(given, hubs, method), len(pairs) - n - 1
     found["pair means"] = by_pair_means(given), len(pairs) - 1
     for name, subsets in (("pairs", pairs), ("start set", start)):
         found[f"plan from {name}"] = plan_from(part(valid, subsets)), len(set(subsets))
@@ -84,21 +81,15 @@ def plans(valid: Gains, test: Gains, T: np.ndarray, pairs: list) -> dict[str, tu
     return found
 
 
-def measured_value(truth: Gains, plan: Plan) -> float | None:
-    """Mean gain in %; None where a subset of the plan has no scores there."""
-    gain = value(truth, plan)
-    return None if np.isnan(gain) else gain
-
-
-def print_plans(valid: Gains, test: Gains, others: list[Gains], T: np.ndarray, pairs: list) -> None:
-    found = plans(valid, test, T, pairs)
+def print_plans(valid: Gains, test: Gains, others: list[Gains], pairs: list) -> None:
+    found = plans(valid, test, pairs)
     best = value(test, found["best possible on test"][0])
     print("\nmean gain over alone on test, %: of the same trainings; under other seeds (mean, lowest, highest);\n"
           "share of the best possible; trainings to get there; subsets")
     print(f"  {'random partitions':34s} {random_partitions(test):+7.2f}")
     for name, (plan, trainings) in found.items():
         own = value(test, plan)
-        again = [gain for gain in (measured_value(other, plan) for other in others) if gain is not None]
+        again = [gain for gain in (value(other, plan) for other in others) if not np.isnan(gain)]  # of all its subsets
         fresh = f"{np.mean(again):+7.2f} ({min(again):+.2f}, {max(again):+.2f})" if again else f"{'-':>7s}"
         share = f"{own / best:5.0%}" if best > 0 else "    -"
         print(f"  {name:34s} {own:+7.2f}  {fresh:26s} {share} {trainings:4d}  "
@@ -133,29 +124,29 @@ def print_predictors(valid: Gains, test: Gains, others: list[Gains], T: np.ndarr
               f"{spearmanr(np.nanmean(both[0], 1), np.nanmean(other, 1)).statistic:+.2f}")
 
 
-def print_equal_passes(folder: Path, items: tuple[str, ...]) -> None:
+def print_equal_passes(folder: Path) -> None:
     """Gains over alone of subsets whose items got as many passes over their rows as alone: trained for fewer steps."""
     import pandas as pd
 
-    together = pd.read_csv(results_file(folder))
-    losses = together[(together["split"] == "test") & together["metric"].isin(["choice_loss", "loss"])]
+    def losses(of: Path):
+        runs = pd.read_csv(results_file(of))
+        return own_losses(runs[runs["split"] == "test"])
+
+    together = losses(folder)
+    size = together["trained_on"].str.split().str.len()
     for short in sorted(folder.parent.glob(f"{folder.name}-alone-*/")):
-        alone = pd.read_csv(results_file(short))
-        size = round(together["steps"].iloc[0] / alone["steps"].iloc[0])
-        gains = []
-        for item in items:
-            own = losses[losses["item"] == item]
-            own = own[own["metric"] == min(own["metric"])]
-            base, = alone[(alone["split"] == "test") & (alone["item"] == item) & (alone["metric"] == min(own["metric"]))
-                          ]["value"]
-            gains += list(1 - own[own["trained_on"].str.split().str.len() == size]["value"] / base)
-        print(f"  subsets of {size} over alone at equal passes ({alone['steps'].iloc[0]:.0f} steps): "
-              f"{100 * np.mean(gains):+.2f} %, {np.mean(np.array(gains) > 0):.0%} of {len(gains)} gains are above 0")
+        alone = losses(short).set_index("item")
+        steps = alone["steps"].iloc[0]
+        share = round(together["steps"].iloc[0] / steps)
+        rows = together[size == share]
+        gains = 1 - rows["value"] / rows["item"].map(alone["value"])
+        print(f"  subsets of {share} over alone at equal passes ({steps:.0f} steps): {100 * gains.mean():+.2f} %, "
+              f"{(gains > 0).mean():.0%} of {len(gains)} gains are above 0")
 
 
 def print_structure(T: np.ndarray, items: tuple[str, ...]) -> None:
     hubs, p, tests = evidence.choose_hubs(T, None, PERMUTATIONS, np.random.default_rng(0))
-    labels = clusters_by(sdp.symmetric(T, hubs), "sdp")
+    labels = cluster_labels(T, hubs)
     print(f"\nstructure: p = {p:.3f}, hubs {hubs}"
           + "".join(f"; {way}: p = {each.p:.3f}" for way, each in tests.items()))
     if all(item in KINDS for item in items):
@@ -180,8 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
           + (f", some under {', '.join(again)}" if again else ""))
     pairs = [*itertools.combinations(valid.items, 1), *itertools.combinations(valid.items, 2), tuple(valid.items)]
     T, others = pair_matrix(valid), [table(folder, "test", other) for other in again]
-    print_plans(valid, test, others, T, pairs)
-    print_equal_passes(folder, valid.items)
+    print_plans(valid, test, others, pairs)
+    print_equal_passes(folder)
     print_predictors(valid, test, others, T, pairs)
     print_structure(np.where(np.eye(n, dtype=bool), np.nan, T), valid.items)
     return 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.cli import InputError, OneLineErrors, add_results_flags, run_as_script, say_page, warn
+from src.cli import InputError, OneLineErrors, add_results_flags, check_seed, run_as_script, say_page, warn
 from src.cluster import affinity, choose, evidence, plots, rounding, sdp, worth
 from src.cluster.lists import sweep_command, write_lines
 from src.cluster.show import show, show_transfer
@@ -66,8 +66,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     args = make_parser().parse_args(arguments)
     check_name("--save_name", args.save_name)
     check_name("--name", args.name or args.save_name)
-    if args.seed < 0:
-        raise InputError(f"--seed {args.seed}: must be at least 0")
+    check_seed(args.seed)
     if args.extend and args.method != "sdp":
         raise InputError(f"--method {args.method}: does not go with --extend, which places items by its own search")
     if args.num_clusters != "auto" and not (args.num_clusters.isdecimal() and int(args.num_clusters) > 0):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.cli import InputError, OneLineErrors, add_results_flags, print_table
+from src.cli import InputError, OneLineErrors, add_results_flags, check_seed, print_table
 from src.cluster import affinity, evidence, plots, rounding, sdp
 from src.files import read_json, write_whole
 from src.metrics import LOWER_IS_BETTER
@@ -41,8 +41,7 @@ def main(arguments: list[str]) -> int:
     args = make_parser().parse_args(arguments)
     for flag in ("save_name", "estimated"):
         check_name(f"--{flag}", getattr(args, flag) or args.save_name)
-    if args.seed < 0:
-        raise InputError(f"--seed {args.seed}: must be at least 0")
+    check_seed(args.seed)
     folders = [Path(args.results_dir) / (args.estimated or args.save_name + SUFFIX),
                Path(args.results_dir) / args.save_name]
     guess, true = (_scores(folder, args, estimated)

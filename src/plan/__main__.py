@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.cli import InputError, OneLineErrors, add_results_flags, check_effects, run_as_script, say_page
+from src.cli import InputError, OneLineErrors, add_results_flags, check_effects, check_seed, run_as_script, say_page
 from src.cluster.lists import write_lines
 from src.cost import ahead, finished
 from src.files import check_writable, write_whole
@@ -63,8 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     args = make_parser().parse_args(arguments)
     check_name("--save_name", args.save_name)
-    if args.seed < 0:
-        raise InputError(f"--seed {args.seed}: must be at least 0")
+    check_seed(args.seed)
     args.command = ["python", "-m", "src.plan", *(sys.argv[1:] if arguments is None else arguments)]
     if args.target:
         check_effects("--target", ("--budget", "--overlap", "--explore", "--confirm_seed", "--weights", "--clusters"),

@@ -211,6 +211,10 @@ def _adapter_config(args: ModelArguments, model, family: Family):
                                    token_dim=model.get_input_embeddings().embedding_dim)
 
 
+def _linear_layers(model) -> list[tuple[str, torch.nn.Module]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
+
+
 def _check_same_adapter(args: ModelArguments, saved, family: Family) -> None:
     """Raise InputError where the flags ask for another adapter than the saved one that is to be trained on."""
     import peft
@@ -219,8 +223,7 @@ def _check_same_adapter(args: ModelArguments, saved, family: Family) -> None:
 
     with torch.device("meta"):
         model = family.auto.from_config(family.config)
-    linear = {name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))
-              and module is not model.get_output_embeddings()}
+    linear = {name for name, module in _linear_layers(model) if module is not model.get_output_embeddings()}
 
     def layers(targets: str | Sequence[str]) -> set[str]:
         """By name; a saved adapter may name each, or what they end in, or all by a regular expression."""
@@ -247,8 +250,7 @@ def _lora_targets(args: ModelArguments, model) -> list[str] | str | None:
     """Layers that get LoRA: the user's, else None where PEFT knows the type of model, else the usual names."""
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as known
 
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules()
-              if isinstance(module, (torch.nn.Linear, Conv1D))}
+    linear = {name.rpartition(".")[2] for name, _ in _linear_layers(model)}
     if args.lora_target_modules == [ALL_LINEAR]:
         return ALL_LINEAR
     if args.lora_target_modules:
