@@ -44,15 +44,15 @@ def part(truth: Gains, members: list) -> Gains:
     return replace(truth, **{name: getattr(truth, name)[rows] for name in ("members", "values", "errors", "estimated")})
 
 
-def loop(truth: Gains, start: list, explore: int, overlap: bool = False) -> tuple[Plan, int]:
-    """The plan at the end of the loop, and how many trainings it took beyond `start`."""
+def loop(truth: Gains, start: list, explore: int, overlap: bool = False) -> tuple[Plan, set]:
+    """The plan at the end of the loop, and the subsets that were trained for it, those of `start` among them."""
     measured, history = list(start), []
     while True:
         gains = part(truth, measured)
         worth = Worth(gains, Process(gains.members, gains.values), WEIGHTS(len(gains.items)))
         step = rounds.next_step(worth, history, [], set(), explore, None, overlap, 0)
         if not step.next:
-            return step.plan, len(set(measured)) - len(set(start))
+            return step.plan, set(measured)
         history = rounds.record(history, step)
         measured += step.next
 
@@ -134,8 +134,8 @@ def tables(folder: Path) -> None:
             given = part(valid, start)
             row[f"plan from {name} ({len(set(start))})"] = value(test, plan_from(given))
             for explore in (0, 2):
-                plan, trainings = loop(valid, start, explore)
-                row[f"loop from {name}, --explore {explore} [{trainings}]"] = value(test, plan)
+                plan, trained = loop(valid, start, explore)
+                row[f"loop from {name}, --explore {explore} [{len(trained) - len(set(start))}]"] = value(test, plan)
                 assert value(valid, plan) >= -1e-9  # never below alone on what it was chosen by
         row["plan from everything"] = value(test, plan_from(valid))
         row["best possible"] = value(test, plan_from(test))

@@ -14,6 +14,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from src.cli import InputError, run_as_script
 from src.cluster import evidence, sdp
+from src.files import read_json
 from src.gains import Gains, choose_metrics, read_gains
 from src.plan.choose import Plan, every_subset, partition
 from src.plan.predict import Process
@@ -61,38 +62,46 @@ def seeds_of(folder: Path) -> list[str]:
     return list(runs.groupby("seed")["trained_on"].nunique().sort_values(ascending=False, kind="stable").index)
 
 
-def plans(valid: Gains, test: Gains, pairs: list) -> dict[str, tuple[Plan, int]]:
-    """What would be trained, and how many trainings it takes to know that, all in the table by name."""
+def costs(folder: Path, seed: str) -> dict[frozenset, float]:
+    """CPU seconds of each subset's training and evaluation under one seed, as far as its record tells them."""
+    records = [read_json(path) for path in (folder / "runs").glob("*.json")]
+    return {frozenset(record["trained_on"].split()): record["cpu_seconds"] for record in records
+            if str(record.get("seed")) == seed and "cpu_seconds" in record}
+
+
+def plans(valid: Gains, test: Gains, pairs: list) -> dict[str, tuple[Plan, set]]:
+    """What would be trained, and the trainings that it takes to know that; all in the table by name."""
     n = len(valid.items)
-    start, given = start_set(valid.items, 0), part(valid, pairs)
-    found = {"all": (partition([np.ones(n, bool)]), 1)}
+    every, start = {valid.names(members) for members in valid.members}, start_set(valid.items, 0)
+    given = part(valid, pairs)
+    found = {"all": (partition([np.ones(n, bool)]), {valid.items})}
     for words, hubs, method in (("clusters, rounding as published", "keep", "threshold"), ("clusters", "keep", "sdp"),
                                 ("clusters, hubs removed", "remove", "sdp")):
         if hubs == "keep" or n >= evidence.FEWEST_WITHOUT_HUBS:
-            found[words] = clusters(given, hubs, method), len(pairs) - n - 1
-    found["pair means"] = by_pair_means(given), len(pairs) - 1
+            found[words] = clusters(given, hubs, method), {names for names in pairs if len(names) == 2}
+    found["pair means"] = by_pair_means(given), {names for names in pairs if len(names) < 3}
     for name, subsets in (("pairs", pairs), ("start set", start)):
-        found[f"plan from {name}"] = plan_from(part(valid, subsets)), len(set(subsets))
+        found[f"plan from {name}"] = plan_from(part(valid, subsets)), set(subsets)
         for explore in (0, 2):
-            plan, more = loop(valid, list(subsets), explore)
-            found[f"loop from {name}, --explore {explore}"] = plan, len(set(subsets)) + more
-    found["plan from everything"] = plan_from(valid), len(valid.members)
-    found["best possible on test"] = plan_from(test), len(valid.members)
+            found[f"loop from {name}, --explore {explore}"] = loop(valid, list(subsets), explore)
+    found["plan from everything"] = plan_from(valid), every
+    found["best possible on test"] = plan_from(test), every
     return found
 
 
-def print_plans(valid: Gains, test: Gains, others: list[Gains], pairs: list) -> None:
-    found = plans(valid, test, pairs)
+def print_plans(valid: Gains, test: Gains, others: list[Gains], pairs: list, cost: dict[frozenset, float]) -> None:
+    found, whole = plans(valid, test, pairs), sum(cost.values())
     best = value(test, found["best possible on test"][0])
     print("\nmean gain over alone on test, %: of the same trainings; under other seeds (mean, lowest, highest);\n"
-          "share of the best possible; trainings to get there; subsets")
+          "share of the best possible; trainings to get there, their share of the sweep's CPU seconds; subsets")
     print(f"  {'random partitions':34s} {random_partitions(test):+7.2f}")
-    for name, (plan, trainings) in found.items():
+    for name, (plan, trained) in found.items():
         own = value(test, plan)
         again = [gain for gain in (value(other, plan) for other in others) if not np.isnan(gain)]  # of all its subsets
         fresh = f"{np.mean(again):+7.2f} ({min(again):+.2f}, {max(again):+.2f})" if again else f"{'-':>7s}"
         share = f"{own / best:5.0%}" if best > 0 else "    -"
-        print(f"  {name:34s} {own:+7.2f}  {fresh:26s} {share} {trainings:4d}  "
+        paid = f"{sum(cost[frozenset(names)] for names in trained) / whole:4.0%}" if whole else "   -"
+        print(f"  {name:34s} {own:+7.2f}  {fresh:26s} {share} {len(trained):4d} {paid}  "
               + " | ".join(" ".join(valid.names(members)) for members in plan.subsets))
 
 
@@ -171,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
           + (f", some under {', '.join(again)}" if again else ""))
     pairs = [*itertools.combinations(valid.items, 1), *itertools.combinations(valid.items, 2), tuple(valid.items)]
     T, others = pair_matrix(valid), [table(folder, "test", other) for other in again]
-    print_plans(valid, test, others, pairs)
+    print_plans(valid, test, others, pairs, costs(folder, seed))
     print_equal_passes(folder)
     print_predictors(valid, test, others, T, pairs)
     print_structure(np.where(np.eye(n, dtype=bool), np.nan, T), valid.items)
