@@ -273,6 +273,25 @@ def test_a_true_loss_of_zero(a, steps, recwarn):
     assert found.scale("c") == found.scales[""]
 
 
+def test_each_item_is_compared_by_its_own_loss(scratch, capsys):
+    def rows(status, **metrics):
+        return [{**dict.fromkeys(results.COLUMNS, ""), "run_id": status, "status": status, "item": item, "seed": 42,
+                 "trained_on": "a b", "split": "valid", "metric": metric, "value": value}
+                for item, of_item in metrics.items() for metric, value in of_item.items()]
+
+    results.Results("results", "x").write_part("true", rows(
+        "completed", a={"loss": 9.0, "choice_loss": 1.0, "choice_accuracy": 0.5}, b={"loss": 2.0}),
+        {"status": "completed", "seconds": 1, "trained_on": "a b"})
+    nothing = dict.fromkeys(("seconds", "cpu_seconds", "flops"), 0)
+    results.Results("results", "x_estimated").write_part("estimate-s42", rows(
+        "estimated", a={"choice_loss": 1.1, "choice_accuracy": 0.6}, b={"loss": 2.0}), {"status": "estimated", "estimate": {
+            "calibrated_on": [], "subsets": 1, "costs": dict.fromkeys(("training", "gradients", "fits"), nothing)}})
+    assert estimate("compare", "--save_name", "x") == 0
+    assert "loss: 2 scores" in capsys.readouterr().out
+    found = json.loads((scratch.folder / "results/x_estimated/compare.json").read_text())
+    assert found["relative_error"] == pytest.approx(0.1**2 / (1**2 + 2**2))
+
+
 def test_comparison_needs_both(scratch, capsys):
     assert estimate("compare", "--save_name", "x") == 2
     assert "x_estimated" in capsys.readouterr().err

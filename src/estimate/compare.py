@@ -14,7 +14,6 @@ from src.metrics import LOWER_IS_BETTER
 from src.names import check_name
 from src.results import MEASURED
 from src.scores import oriented, read_scores
-from src.tasks.catalogue import main_metrics
 
 SUFFIX = "_estimated"  # of the name of a sweep: its estimates
 MANY = 1000  # subsets to which the share of the cost is extrapolated
@@ -30,8 +29,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m src.estimate compare",
         description="Compare results/<save_name>_estimated/ with the true results/<save_name>/, on the subsets of both "
         "that the estimate was not calibrated on.")
-    add_results_flags(parser, "save_name", "results_dir", "task_dir", "metric", "config_hash", "content_hash",
-                      metric={"default": "loss", "help": "metric to compare"})
+    add_results_flags(parser, "save_name", "results_dir", "metric", "config_hash", "content_hash",
+                      metric={"help": "metric to compare (default: each item's loss: choice_loss, or else loss)"})
     parser.add_argument("--estimated", help="name of the estimates (default: <save_name>_estimated)")
     parser.add_argument("--seed", type=int, default=0, help="of the rounding of clusters")
     return parser
@@ -44,8 +43,10 @@ def main(arguments: list[str]) -> int:
     check_seed(args.seed)
     folders = [Path(args.results_dir) / (args.estimated or args.save_name + SUFFIX),
                Path(args.results_dir) / args.save_name]
-    guess, true = (_scores(folder, args, estimated)
-                   for folder, estimated in zip(folders, (True, False), strict=True))
+    found = (read_scores(folders[0], statuses=("estimated",)),
+             read_scores(folders[1], config_hash=args.config_hash, statuses=MEASURED, content_hash=args.content_hash))
+    guess, true = (oriented(scores, args.metric, partial(_losses, found[0])) for scores in found)
+    args.metric = args.metric or "loss"  # in what is printed and drawn
     records = _records(folders[0])
     keys = ["trained_on", "item"]
     both = true.merge(guess[[*keys, "value"]], on=keys, suffixes=("", "_guess"))
@@ -66,11 +67,10 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _scores(folder: Path, args: argparse.Namespace, estimated: bool):
-    """The oriented scores of one folder, true or estimated ones only."""
-    scores = read_scores(folder, statuses=("estimated",)) if estimated else read_scores(
-        folder, config_hash=args.config_hash, statuses=MEASURED, content_hash=args.content_hash)
-    return oriented(scores, args.metric, partial(main_metrics, task_dir=args.task_dir))
+def _losses(estimated, items: list[str]) -> dict[str, str]:
+    """The loss of each item, as far as it is estimated."""
+    by_choice = set(estimated.loc[estimated["metric"] == "choice_loss", "item"])
+    return {item: "choice_loss" if item in by_choice else "loss" for item in items}
 
 
 def _records(folder: Path) -> list[dict]:
