@@ -284,8 +284,9 @@ def test_each_item_is_compared_by_its_own_loss(scratch, capsys):
         {"status": "completed", "seconds": 1, "trained_on": "a b"})
     nothing = dict.fromkeys(("seconds", "cpu_seconds", "flops"), 0)
     results.Results("results", "x_estimated").write_part("estimate-s42", rows(
-        "estimated", a={"choice_loss": 1.1, "choice_accuracy": 0.6}, b={"loss": 2.0}), {"status": "estimated", "estimate": {
-            "calibrated_on": [], "subsets": 1, "costs": dict.fromkeys(("training", "gradients", "fits"), nothing)}})
+        "estimated", a={"choice_loss": 1.1, "choice_accuracy": 0.6}, b={"loss": 2.0}), {
+            "status": "estimated", "estimate": {
+                "calibrated_on": [], "subsets": 1, "costs": dict.fromkeys(("training", "gradients", "fits"), nothing)}})
     assert estimate("compare", "--save_name", "x") == 0
     assert "loss: 2 scores" in capsys.readouterr().out
     found = json.loads((scratch.folder / "results/x_estimated/compare.json").read_text())
