@@ -31,13 +31,12 @@ def interval(differences: np.ndarray, weights: np.ndarray, optimism: Optimism | 
     """
     from scipy.stats import t
 
-    differences, weights = _counted(differences, weights)
     mean = float(differences @ weights / weights.sum())
     if optimism is not None:
         mean -= optimism.mean
         return mean, mean - Z90 * optimism.sd, mean + Z90 * optimism.sd
     error = standard_error(differences, weights) if error is None else error
-    half = float(t.ppf(0.95, max(len(differences) - 1, 1)) * error)
+    half = float(t.ppf(0.95, _freedom(weights)) * error)
     return mean, mean - half, mean + half
 
 
@@ -46,24 +45,26 @@ def chance(differences: np.ndarray, weights: np.ndarray, optimism: Optimism | No
     """How likely the true weighted mean of differences (n,) is above 0; None where there are none, or not known."""
     from scipy.stats import norm, t
 
-    differences, weights = _counted(differences, weights)
-    if not np.any(differences):
+    if not np.any(differences * weights):
         return None
     mean, *_ = interval(differences, weights, optimism)
     if optimism is not None:
         return float(norm.cdf(mean / max(optimism.sd, 1e-12)))
     error = standard_error(differences, weights) if error is None else error
-    return None if np.isnan(error) else float(t.cdf(mean / max(error, 1e-12), max(len(differences) - 1, 1)))
+    return None if np.isnan(error) else float(t.cdf(mean / max(error, 1e-12), _freedom(weights)))
 
 
-def _counted(differences: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the items that count: those of weight 0 say nothing of how sure a mean is that they have no part in."""
-    return differences[weights > 0], weights[weights > 0]
+def _freedom(weights: np.ndarray) -> int:
+    """Degrees of freedom of the spread over the items that count."""
+    return max(np.count_nonzero(weights) - 1, 1)
 
 
 def standard_error(differences: np.ndarray, weights: np.ndarray) -> float:
-    """Of the weighted mean of differences (n,), by their spread; NaN of a single one."""
-    differences, weights = _counted(differences, weights)
+    """Of the weighted mean of differences (n,), by their spread; NaN of a single one.
+
+    Those of weight 0 say nothing of how sure a mean is that they have no part in.
+    """
+    differences, weights = differences[weights > 0], weights[weights > 0]
     n, share = len(differences), weights / weights.mean()
     spread = share * (differences - differences @ weights / weights.sum())
     return float(np.sqrt((spread**2).sum() / (n * (n - 1)))) if n > 1 else np.nan

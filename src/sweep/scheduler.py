@@ -208,7 +208,8 @@ class Scheduler:
                 self.tally.refused = job.refusal()
                 return
             reason = job.stopped or (describe_exit(code) if code else "exit code 0, but without completed rows")
-            attempts = self.ledger.fail(self.agenda.key(members), name, reason, str(job.log))
+            record = self.agenda.words(members) | {"retries": self.args.retries}
+            attempts = self.ledger.fail(self.agenda.key(members), record, reason, str(job.log))
         finally:
             job.claim.release()
         again = attempts <= self.args.retries
