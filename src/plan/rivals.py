@@ -29,7 +29,7 @@ def rival(name: str, plan: Plan, worth: Worth, found: known.Known, optimism: con
     """What a plan is worth: by the scores to report where they are whole, by those that choose else."""
     own = np.arange(len(worth.weights))
     subsets, alone = plan.of_item, (plan.subsets.sum(1) == 1).all()
-    way = "-" if alone else "spread over items"
+    way = "-" if alone else "bootstrap" if optimism else "spread over items"
     if found.report is not None:
         values = np.array([found.report.of(members)[i] for i, members in enumerate(subsets)])
         errors = np.array([found.report.errors[found.report.row[members.tobytes()], i]
@@ -44,7 +44,7 @@ def rival(name: str, plan: Plan, worth: Worth, found: known.Known, optimism: con
     source = sorted({how_known(worth, members) for members in plan.subsets})
     return show.Rival(name, plan, values, values - Z90 * errors, values + Z90 * errors,
                       " and ".join(source) + (", optimism subtracted" if optimism else ""),
-                      confirm.interval(values, worth.weights, optimism), "bootstrap" if optimism else way)
+                      confirm.interval(values, worth.weights, optimism), way)
 
 
 def fresh_error(plan: Plan, values: np.ndarray, worth: Worth, found: known.Known) -> float | None:
