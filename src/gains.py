@@ -121,8 +121,8 @@ def unit_of(scores, unit: str | None, lower: list[str], higher: list[str]) -> st
 def check_size(words: str, value: float) -> None:
     """Raise InputError where a score is too close to 0 for a gain to be relative to it."""
     if abs(value) < SMALLEST:
-        raise InputError(f"--unit relative: {words} has {value:.2g}, too close to 0 (at least {SMALLEST} is needed); "
-                         "--unit points, or another --metric")
+        raise InputError(f"--unit relative: {words} has a score of size {abs(value):.2g}, too close to 0 (at least "
+                         f"{SMALLEST} is needed); --unit points, or another --metric")
 
 
 def read_gains(scores, unit: str, items: tuple[str, ...] | None = None, fallback=None) -> Gains:

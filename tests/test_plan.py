@@ -258,7 +258,9 @@ def test_optimism_is_found_where_nothing_is_to_be_gained():
     found = choose.choose(worth)
     promised = total(worth, found) / 6
     optimism = confirm.optimism(worth, found, None, False, seed=0)
-    assert promised > 0.015 and optimism.mean == pytest.approx(promised, rel=0.5) and optimism.sd > 0
+    assert promised > 0.015 and optimism.mean == pytest.approx(promised, rel=0.5)
+    fixed = np.sqrt((confirm.noise_sd(worth) ** 2)[found.of_item.sum(1) > 1].sum()) / 6  # of a plan that nobody chose
+    assert optimism.sd >= fixed * (1 - 1e-9) > 0
 
 
 def test_noise_that_nobody_measured_is_not_0(place, capsys):
@@ -459,10 +461,10 @@ def test_rounds_count_for_gains_of_the_same_kind(place):
     assert both.startswith(of_losses) and "by accuracy, points, valid\n" in both[len(of_losses):]
     file.unlink()
     assert plan(*flags) == 3 and Path("next.txt").read_text() == following
-    assert plan("--write_subsets", "next.txt") in (0, 3)  # and neither do these of losses
-    Path("weights").write_text("a 3\n")
+    assert plan("--metric", "loss") in (0, 3)
+    Path("weights").write_text("a 1.01\n")
     plan(*flags, "--weights", "weights")
-    assert "by accuracy, points, valid, a 3\n" in file.read_text()
+    assert "by accuracy, points, valid, a 1.01\n" in file.read_text()
 
 
 def test_cost_is_of_the_runs_that_are_to_come(place, capsys):
@@ -608,7 +610,8 @@ def test_target_of_transfer(place, capsys):
 def test_transfer_relative_to_nothing_is_an_error(place, capsys):
     write_runs(place, [row("a", "a", 1.0, metric="loss"), row("a", "t", 0.5, metric="loss"),
                        row("none", "t", 0.0002, metric="loss")])
-    assert "--unit relative: 't' trained on none has -0.0002, too close to 0" in error_of(capsys, "--target", "t")
+    error = error_of(capsys, "--target", "t")
+    assert "--unit relative: 't' trained on none has a score of size 0.0002, too close to 0" in error
     assert plan("--target", "t", "--unit", "points") == 0
 
 

@@ -83,8 +83,9 @@ def optimism(worth: Worth, plan: Plan, budget: int | None, overlap: bool, seed: 
     and what it promises compared with what it holds.
 
     The smoothed gains stand for the truth: the measured ones are spread out by their noise, and would make the choice
-    look easier than it is. The noise of the item alone, which all its gains share, is drawn as well. None
-    where the noise is not known.
+    look easier than it is. The noise of the item alone, which all its gains share, is drawn as well. The deviation is
+    no less than that of this plan, had it been fixed: choosing among many alike makes it smaller, but whether they are
+    alike is not known. None where the noise is not known.
     """
     gains, n = worth.gains, len(worth.gains.items)
     rng = np.random.default_rng(seed)
@@ -101,7 +102,8 @@ def optimism(worth: Worth, plan: Plan, budget: int | None, overlap: bool, seed: 
         chosen = choose(again, budget, overlap, pool=pool, seed=seed, start=plan, kicks=0)
         promised, held = (_value(each, chosen) for each in (again, truth))
         differences.append(promised - held)
-    return Optimism(float(np.mean(differences)), float(np.std(differences, ddof=1)))
+    fixed = np.linalg.norm((noise * worth.weights)[plan.of_item.sum(1) > 1]) / worth.weights.sum()
+    return Optimism(float(np.mean(differences)), float(max(np.std(differences, ddof=1), fixed)))
 
 
 def noise_sd(worth: Worth) -> np.ndarray:

@@ -209,10 +209,9 @@ class Scheduler:
                 return
             reason = job.stopped or (describe_exit(code) if code else "exit code 0, but without completed rows")
             record = self.agenda.words(members) | {"retries": self.args.retries}
-            attempts = self.ledger.fail(self.agenda.key(members), record, reason, str(job.log))
+            again = self.ledger.fail(self.agenda.key(members), record, reason, str(job.log)) <= self.args.retries
         finally:
             job.claim.release()
-        again = attempts <= self.args.retries
         self.bar.say(f"failed  {name}: {reason}, see {job.log}" + ("; tried again" if again else ""))
         (self.queue if again else self.tally.failed).append(members)
 
