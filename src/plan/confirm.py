@@ -138,5 +138,4 @@ def _smoothed(worth: Worth, noise: np.ndarray) -> Worth:
 
 
 def _value(worth: Worth, plan: Plan) -> float:
-    n = np.arange(len(plan.served))
-    return float(worth.of_items(plan.of_item)[n, n] @ worth.weights / worth.weights.sum())
+    return float(worth.of_plan(plan) @ worth.weights / worth.weights.sum())

@@ -27,7 +27,6 @@ def how_known(worth: Worth, members: np.ndarray) -> str:
 
 def rival(name: str, plan: Plan, worth: Worth, found: known.Known, optimism: confirm.Optimism | None) -> show.Rival:
     """What a plan is worth: by the scores to report where they are whole, by those that choose else."""
-    own = np.arange(len(worth.weights))
     subsets, alone = plan.of_item, (plan.subsets.sum(1) == 1).all()
     way = "-" if alone else "bootstrap" if optimism else "spread over items"
     if found.report is not None:
@@ -40,7 +39,7 @@ def rival(name: str, plan: Plan, worth: Worth, found: known.Known, optimism: con
             return show.Rival(name, plan, values, values - Z90 * errors, values + Z90 * errors, found.source,
                               confirm.interval(values, worth.weights, error=fresh_error(plan, values, worth, found)),
                               "fresh seed" if found.fresh and not alone else way)
-    values, errors = worth.of_items(subsets)[own, own], spread(worth, subsets)[own, own]
+    values, errors = worth.of_plan(plan), spread(worth, subsets).diagonal()
     source = sorted({how_known(worth, members) for members in plan.subsets})
     return show.Rival(name, plan, values, values - Z90 * errors, values + Z90 * errors,
                       " and ".join(source) + (", optimism subtracted" if optimism else ""),
@@ -51,8 +50,7 @@ def fresh_error(plan: Plan, values: np.ndarray, worth: Worth, found: known.Known
     """Standard error of the mean of gains (n,) by a fresh seed; None for other scores, of the same trainings."""
     if not found.fresh:
         return None
-    own = np.arange(len(values))
-    return confirm.fresh_error(values, worth.of_items(plan.of_item)[own, own], worth.weights, found.seeds)
+    return confirm.fresh_error(values, worth.of_plan(plan), worth.weights, found.seeds)
 
 
 def compare(plan: Plan, worth: Worth, found: known.Known, args) -> list[show.Rival]:

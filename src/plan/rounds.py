@@ -94,8 +94,7 @@ def next_step(worth: Worth, rounds: list[Round], missing: list[Subset], failed: 
     share = worth.weights.sum()
 
     def gain_of(plan: Plan, optimistic: bool = False) -> float:
-        own = np.arange(n)
-        values = worth.of_items(plan.of_item)[own, own] @ worth.weights
+        values = worth.of_plan(plan) @ worth.weights
         if optimistic:  # as the choice counts: a bonus for each subset
             serves = plan.served == np.arange(len(plan.subsets))[:, None]
             bonus = OPTIMISM * worth.deviations(plan.subsets) * worth.weights
@@ -137,9 +136,9 @@ def count_spent(rounds: list[Round], items: tuple[str, ...], seed: int) -> int:
 
 
 def basis(args, gains: Gains, metrics: list[str], weights: np.ndarray) -> str:
-    """What gains of plans are of, in words: those of another basis can not be compared with them."""
-    flags = [f"{name} {getattr(args, name)}" for name in ("budget", "overlap") if getattr(args, name)]
-    return ", ".join([*metrics, gains.unit, args.split, *flags, *(
+    """What gains of plans are of, in words: those of another basis are not compared with them."""
+    flags = [(name, getattr(args, name)) for name in ("config_hash", "target", "budget", "overlap")]
+    return ", ".join([*metrics, gains.unit, args.split, *(f"{name} {value}" for name, value in flags if value), *(
         f"{item} {weight:g}" for item, weight in zip(gains.items, weights, strict=True) if weight != 1)])
 
 
