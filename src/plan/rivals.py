@@ -84,7 +84,7 @@ def confirmed(step: rounds.Step, worth: Worth, found: known.Known, args) -> tupl
     failed = [" ".join(members) for members in (*alone, *lacking) if members in found.not_confirmed]
     if failed:
         return plan, [], (f"{step.why}; not confirmed, as trainings with seed {args.confirm_seed} failed: "
-                          f"{', '.join(failed)}")
+                          f"{', '.join(failed)}; the sweep's --retry_failed tries them again")
     if lacking or alone:
         return plan, [*alone, *lacking], f"to confirm the plan: train these with --seed {args.confirm_seed} --runs 1"
     own = rival("plan", plan, worth, found, None)
