@@ -97,8 +97,8 @@ def read(args, table, source: str) -> Known:
 
 def _lacks(gains: Gains, members: subsets.Subset) -> bool:
     """Whether a subset of these items has not all its scores."""
-    return set(members) <= set(gains.items) and not (
-        members[0] not in gains.no_alone if len(members) == 1 else gains.is_measured(gains.mask(members)))
+    return set(members) <= set(gains.items) and (
+        members[0] in gains.no_alone if len(members) == 1 else not gains.is_measured(gains.mask(members)))
 
 
 def _report_scores(folder: Path, args):
