@@ -150,6 +150,8 @@ RESULTS_FLAGS = {
     "content_hash": {"nargs": "+", "default": [], "metavar": "HASH", "help": "where an item's templates or rows were "
                      "changed between trainings: read only subsets of this content (default: all; an error if they "
                      "differ)"},
+    **{f"{way}_is_better": {"nargs": "+", "default": [], "metavar": "METRIC", "help": "metrics of your own that are "
+                            + kind} for way, kind in (("lower", "losses"), ("higher", "scores"))},
 }
 
 

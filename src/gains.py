@@ -12,7 +12,7 @@ import numpy as np
 from src.cli import InputError, did_you_mean
 from src.metrics import LOWER_IS_BETTER, METRICS
 from src.names import natural_order
-from src.scores import oriented, own_metrics
+from src.scores import NOT_A_SCORE, oriented, own_metrics
 
 UNITS = ("relative", "points", "gain")
 KINDS = {**dict.fromkeys(("loss", "choice_loss", *LOWER_IS_BETTER), "relative"),
@@ -69,21 +69,20 @@ def choose_metrics(scores, words: list[str] | None, main_metrics: Callable[[list
     plain = [word for word in words or [] if "=" not in word]
     if len(plain) > 1 or (plain and own):
         raise InputError(f"--metric {' '.join(words)}: must be one metric of all items, or ITEM=METRIC for some")
-    found = set(scores["metric"])
+    found = set(scores["metric"]) - set(NOT_A_SCORE)
     for item, metric in own.items():
         for name, known in ((item, set(scores["item"])), (metric, found)):
             if name not in known:
                 raise InputError(f"--metric {item}={metric}: '{name}' is not in these results, "
                                  f"{did_you_mean(name, known)}")
-    if own:  # each item's rows by hand: `oriented` would take the only metric there is
+    if own:
         rest = [item for item in dict.fromkeys(scores["item"]) if item not in own]
-        own |= own_metrics(scores, rest, main_metrics) if rest else {}
+        own |= own_metrics(scores, rest, main_metrics)
         scores = scores[scores["metric"] == scores["item"].map(own)]
         for item in rest:
             if item not in set(scores["item"]):
                 raise InputError(f"--metric: no {own[item]} of '{item}' in these results; say {item}=METRIC, too")
-    chosen = oriented(scores, plain[0] if plain else None,
-                      lambda items: {item: own[item] for item in items} if own else main_metrics(items))
+    chosen = oriented(scores, plain[0] if plain else None, main_metrics)
     used = set(chosen["metric"])
     for flag, named in (("--lower_is_better", lower), ("--higher_is_better", higher)):
         for metric in named:
@@ -119,6 +118,13 @@ def unit_of(scores, unit: str | None, lower: list[str], higher: list[str]) -> st
     return unit or suits.pop()
 
 
+def check_size(words: str, value: float) -> None:
+    """Raise InputError where a score is too close to 0 for a gain to be relative to it."""
+    if abs(value) < SMALLEST:
+        raise InputError(f"--unit relative: {words} has a score of size {abs(value):.2g}, too close to 0 (at least "
+                         f"{SMALLEST} is needed); --unit points, or another --metric")
+
+
 def read_gains(scores, unit: str, items: tuple[str, ...] | None = None, fallback=None) -> Gains:
     """Gains of scores that higher is better of, of one status.
 
@@ -132,10 +138,8 @@ def read_gains(scores, unit: str, items: tuple[str, ...] | None = None, fallback
     scores = scores[np.array([set(names.split()) <= set(items) for names in scores["trained_on"]], bool)]
     pool = scores if fallback is None else pd.concat([scores, fallback])
     alone = pool[pool["item"] == pool["trained_on"]].drop_duplicates("item").set_index("item")[["value", "variance"]]
-    small = alone["value"].abs() < SMALLEST
-    if unit == "relative" and small.any():
-        raise InputError(f"--unit relative: '{alone.index[small][0]}' alone has {alone['value'][small].iloc[0]:.2g}, "
-                         f"too close to 0 (at least {SMALLEST} is needed); --unit points, or another --metric")
+    for item, value in alone["value"].items() if unit == "relative" else ():
+        check_size(f"'{item}' alone", value)
     if unit == "gain":  # of an item alone it is 0 by definition
         alone = pd.DataFrame({"value": 0.0, "variance": 0.0}, index=list(items))
     subsets = {names: s for s, names in enumerate(dict.fromkeys(scores["trained_on"]))}

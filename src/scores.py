@@ -213,10 +213,17 @@ def transferred(scores) -> np.ndarray:
 
 
 def own_metrics(scores, items: list[str], main_metrics: Callable[[list[str]], dict[str, str]]) -> dict[str, str]:
-    """The metric of each item: its main one; where nothing was generated, choice_accuracy, or else loss."""
-    there = {item: set(of_item["metric"]) for item, of_item in scores.groupby("item")}
-    return {item: next((name for name in (main, "choice_accuracy", "loss") if name in there[item]), main)
-            if "exact_match" not in there[item] else main for item, main in main_metrics(items).items()}
+    """The metric of each item: the only one it has, or its main one; where nothing was generated, choice_accuracy, or
+    else loss.
+
+    main_metrics: gives the main metric of items; asked only of those that have several.
+    """
+    there = {item: set(of_item["metric"]) - set(NOT_A_SCORE) for item, of_item in scores.groupby("item")}
+    own = {item: min(there[item]) for item in items if len(there[item]) == 1}
+    several = [item for item in items if item not in own]
+    return own | {item: next((name for name in (main, "choice_accuracy", "loss") if name in there[item]), main)
+                  if "exact_match" not in there[item] else main
+                  for item, main in (main_metrics(several) if several else {}).items()}
 
 
 def oriented(scores, metric: str | None, main_metrics: Callable[[list[str]], dict[str, str]]):
@@ -224,8 +231,8 @@ def oriented(scores, metric: str | None, main_metrics: Callable[[list[str]], dic
 
     Args:
         scores: as `read_scores` gives them.
-        metric: of all items; None for the only one there is, or else each item's own.
-        main_metrics: gives the own metric of items; asked only where there are several.
+        metric: of all items; None for each item's own.
+        main_metrics: as of `own_metrics`.
 
     Raises:
         InputError: an item has no score of its metric, or one that is no finite number.
@@ -236,9 +243,6 @@ def oriented(scores, metric: str | None, main_metrics: Callable[[list[str]], dic
             "says nothing of quality" if metric in NOT_A_SCORE else
             f"not in these results, {did_you_mean(metric, found - set(NOT_A_SCORE))}"))
     items = sorted(set(scores["item"]), key=natural_order)
-    only = found - set(NOT_A_SCORE)
-    if metric is None and len(only) == 1:
-        metric = only.pop()
     wanted = own_metrics(scores, items, main_metrics) if metric is None else dict.fromkeys(items, metric)
     scores = scores[scores["metric"] == scores["item"].map(wanted)]
     for item in items:

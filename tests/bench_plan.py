@@ -232,7 +232,7 @@ def intervals(count: int = 200, n: int = 8) -> None:
             worth = Worth(gains, Process(gains.members, gains.values), np.ones(n))
             plan = choose.choose(worth, pool=worth.measured())
             right, fresh = value(truth, plan) / 100, measured(plan.of_item)[np.arange(n), np.arange(n)]
-            own = worth.of_items(plan.of_item)[np.arange(n), np.arange(n)]
+            own = worth.of_plan(plan)
             bootstrap = confirm.optimism(worth, plan, None, False, seed)
             for name, (_, low, high) in (("naive", confirm.interval(own, worth.weights)),
                                          ("fresh seed", confirm.interval(
@@ -264,7 +264,7 @@ def optimum(count: int = 200) -> None:
         of_items = np.vstack([np.zeros(n), np.nan_to_num(worth.of_items(every[1:])) * worth.weights])
         for overlap, budget in equal:
             plan = choose.choose(worth, budget, overlap)
-            found = worth.of_items(plan.of_item)[np.arange(n), np.arange(n)] @ worth.weights
+            found = worth.of_plan(plan) @ worth.weights
             equal[overlap, budget] += (abs(found - best_total(of_items, budget, overlap)) < 1e-9
                                        and len(plan.subsets) <= (budget or n))
     print(f"\nplans that equal brute force, of {count} random tables of 1 to 7 items")

@@ -233,13 +233,30 @@ def test_a_warning_where_alone_or_all_is_better_than_clusters(quick, capsys, alo
         == warned
 
 
-def test_a_metric_of_unknown_direction_is_said(quick, capsys):
-    write_runs(quick / "results/x", [one | {"metric": "rmse"} for one in sweep(PAIRS)])
-    run("--metric", "rmse")
-    assert "warning: metric 'rmse': which way is better is not known" in capsys.readouterr().err
+def test_a_metric_of_unknown_direction_is_an_error_until_it_is_said(quick, capsys):
+    write_runs(quick / "results/x", [one | {"metric": "rmse"} for one in sweep([*PAIRS, *ALONE])])
+    with pytest.raises(InputError, match="metric 'rmse': which way is better is not known; say --lower_is_better rmse"):
+        run("--metric", "rmse")
+    found = {}
+    for way in ("higher", "lower"):
+        run("--metric", "rmse", f"--{way}_is_better", "rmse")
+        found[way] = json.loads(Path("results/x/clusters.json").read_text())
+    T = {way: np.array(each["affinity"], float) for way, each in found.items()}
+    assert np.array_equal(T["higher"], -T["lower"], equal_nan=True) and np.isfinite(T["lower"]).any()
+    assert [found[way]["worth"]["unit"] for way in ("higher", "lower")] == ["points", "relative"]
+    with pytest.raises(InputError, match="--lower_is_better rmsf: not in these results, did you mean 'rmse'"):
+        run("--metric", "rmse", "--lower_is_better", "rmsf")
     write_runs(quick / "results/x", sweep(PAIRS))
     run()
-    assert "which way is better" not in capsys.readouterr().err
+
+
+def test_clusters_are_numbered_as_the_lines_of_their_file(quick, capsys):
+    write_runs(quick / "results/x", sweep(PAIRS))
+    run()
+    table = [[cell.strip() for cell in line.split("│")[1:3]] for line in capsys.readouterr().out.splitlines()
+             if line.startswith("│")]
+    lines = Path("clusters/x.txt").read_text().splitlines()
+    assert len(lines) > 1 and table == [[str(number), line] for number, line in enumerate(lines, 1)]
 
 
 def test_estimated_clusters_are_not_said_to_be_measured(quick, capsys):

@@ -82,7 +82,7 @@ def test_claims_whose_words_are_being_written_are_not_told(ledger):
 
 def test_failures_add_up_and_can_be_forgotten(ledger):
     assert ledger.attempts("k") == []
-    assert [ledger.fail("k", "a b", reason, "log") for reason in ("one", "two")] == [1, 2]
+    assert [ledger.fail("k", {"subset": "a b"}, reason, "log") for reason in ("one", "two")] == [1, 2]
     assert [attempt["reason"] for attempt in other_view(ledger).attempts("k")] == ["one", "two"]
     ledger.forget_failures("k")
     assert ledger.attempts("k") == []

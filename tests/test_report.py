@@ -85,7 +85,7 @@ def read(name: str) -> dict:
 def fail(ledger: Ledger, members: tuple[str, ...]) -> None:
     log = ledger.folder / "logs" / "k.1.log"
     log.write_text("\n".join(f"line {at}" for at in range(40)) + f"\nValueError: {EVIL}\n")
-    ledger.fail(f"key{members[0]}", " ".join(members), "exit code 1", str(log))
+    ledger.fail(f"key{members[0]}", {"subset": " ".join(members)}, "exit code 1", str(log))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 from src.cli import InputError
+from src.plan.rounds import given_up
 from src.results import COLUMNS, Results
 from src.sweep import children, workers
 from src.sweep.flags import parse, sweep_parser
@@ -257,6 +258,7 @@ def test_failed_subsets_are_tried_again_and_listed(behave, reason, flags, warm):
         assert "the child speaks" in log and f"--task_names {name} " in log
     records = [json.loads(file.read_text()) for file in Path("sampled_tasks/x/failed").iterdir()]
     assert [len(record["attempts"]) for record in records] == [2, 2]
+    assert sorted(given_up(Path("sampled_tasks"), Path("results/x"))) == [(("a", "b"), {42}), (("a", "c"), {42})]
     sweep(3, *flags, code=1)
     assert len(trace()) == 5  # not tried again ...
     sweep(3, *flags, "--retry_failed", "--retries", 0, code=1)

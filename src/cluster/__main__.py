@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from src.cli import InputError, OneLineErrors, add_results_flags, check_seed, run_as_script, say_page, warn
+from src.cli import InputError, OneLineErrors, add_results_flags, check_seed, run_as_script, say_page
 from src.cluster import affinity, choose, evidence, plots, rounding, sdp, worth
 from src.cluster.lists import sweep_command, write_lines
 from src.cluster.show import show, show_transfer
 from src.files import check_writable, write_whole
-from src.gains import KINDS
+from src.gains import choose_metrics
 from src.names import check_name
-from src.scores import UNTRAINED, oriented, provenance, read_scores, results_file, transferred
+from src.scores import UNTRAINED, provenance, read_scores, results_file, transferred
 from src.tasks.catalogue import main_metrics
 
 SIGNIFICANT = 0.05
@@ -119,14 +119,14 @@ def matrices(scores, args: argparse.Namespace) -> tuple[affinity.Affinity, affin
     return found, directed
 
 
-def what_it_is_worth(scores, found: affinity.Affinity, labels: np.ndarray, save_name: str) -> dict | None:
+def what_it_is_worth(scores, found: affinity.Affinity, labels: np.ndarray, args: argparse.Namespace) -> dict | None:
     """The worth of the clusters, printed; None, and why, where nothing was trained that it could be compared with."""
     try:
-        gains = worth.worth(scores, found, labels)
+        gains = worth.worth(scores, found, labels, args.lower_is_better, args.higher_is_better)
     except InputError as error:
         print(f"what the clusters are worth is not known: {error}; --write_subsets FILE writes what to train for it")
         return None
-    worth.say(gains, int(labels.max()) + 1, save_name)
+    worth.say(gains, int(labels.max()) + 1, args.save_name)
     return vars(gains)
 
 
@@ -173,11 +173,10 @@ def main(arguments: list[str] | None = None) -> int:
     clusters_file, source = Path(args.clusters_dir) / f"{name}.txt", results_file(folder, args.split)
     for what, place in ((f"--clusters_dir {args.clusters_dir}", clusters_file.parent), ("affinity.csv", folder)):
         check_writable(f"{what} cannot be written", place)
-    everything = oriented(read_scores(folder, args.split, args.config_hash, content_hash=args.content_hash),
-                          args.metric, partial(main_metrics, task_dir=args.task_dir))
-    for metric in sorted(set(everything["metric"]) - set(KINDS)):
-        warn(f"metric '{metric}': which way is better is not known, so higher counts as better; import a metric that "
-             "is a loss under the name loss")
+    everything = choose_metrics(
+        read_scores(folder, args.split, args.config_hash, content_hash=args.content_hash),
+        args.metric and [args.metric], partial(main_metrics, task_dir=args.task_dir), args.lower_is_better,
+        args.higher_is_better)
     found, directed = matrices(everything, args)
     reject_equal(found.scores, args)
     old = choose.old_labels(found.items, args)
@@ -212,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
         "arguments": vars(args), "numpy": np.__version__,
     } | provenance(source, ["python", "-m", "src.cluster", *(sys.argv[1:] if arguments is None else arguments)])
     show(args, S, labels, record)
-    record["worth"] = what_it_is_worth(everything, found, labels, args.save_name)
+    record["worth"] = what_it_is_worth(everything, found, labels, args)
     write_whole(folder / "clusters.json", json.dumps(record, indent=1) + "\n")
     if directed is not None:
         show_transfer(directed)

@@ -22,8 +22,8 @@ def show(args: argparse.Namespace, S: np.ndarray, labels: np.ndarray, record: di
     if record["estimated_scores"]:
         say(f"{record['estimated_scores']} scores are estimated, not trained")
     shown = (("density", ".3f"), ("stability", ".0%"), ("within_minus_across", "+.4g"))
-    rows = [(str(c), " ".join(row["members"]), *("-" if row[key] is None else format(row[key], how)
-                                                 for key, how in shown)) for c, row in enumerate(record["per_cluster"])]
+    rows = [(str(number), " ".join(row["members"]), *("-" if row[key] is None else format(row[key], how) for key, how in
+                                                      shown)) for number, row in enumerate(record["per_cluster"], 1)]
     print_table(("cluster", "members", "density", "stability", "within_minus_across"), rows)
     certificate, gap = record["certificate"], record["certificate"]["gap"]
     proven = "the bound is not positive" if gap is None else f"within {gap:.1%} of any possible clustering"

@@ -6,7 +6,7 @@ import numpy as np
 
 from src.cli import InputError, warn
 from src.cluster.affinity import Affinity
-from src.gains import KINDS, amount, read_gains, unit_of
+from src.gains import amount, read_gains, unit_of
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,16 @@ class Worth:
     gain_of_all: float | None
 
 
-def worth(scores, found: Affinity, labels: np.ndarray) -> Worth:
+def worth(scores, found: Affinity, labels: np.ndarray, lower: list[str], higher: list[str]) -> Worth:
     """Gains by the clusters `labels` (n,): measured, or where they were not trained the means of T - alone over pairs.
 
-    scores: `oriented`, of subsets of every size. Raises InputError where there are no gains over alone.
+    scores: of `choose_metrics`, of subsets of every size; lower, higher: as given to it. Raises InputError where there
+    are no gains over alone.
     """
     scores = scores[~scores["estimated"].astype(bool)]
     if scores.empty:
         raise InputError("all scores are estimated")
-    unit = unit_of(scores, None, [], sorted(set(scores["metric"]) - set(KINDS)))
+    unit = unit_of(scores, None, lower, higher)
     gains = read_gains(scores, unit, found.items)
     if gains.no_alone:
         raise InputError(f"{len(gains.no_alone)} items were not trained alone: {', '.join(gains.no_alone[:10])}")

@@ -31,15 +31,12 @@ LEFT = 3  # exit code: something is left to be trained
 def make_parser() -> argparse.ArgumentParser:
     parser = OneLineErrors(prog="python -m src.plan", description=__doc__)
     add = parser.add_argument
-    add_results_flags(parser, "save_name", "results_dir", "task_dir", "config_hash", "content_hash")
-    add("--task_set_name", help="name of the sweep's subsets below sampled_tasks/, for those that failed "
-        "(default: --save_name)")
+    add_results_flags(parser, "save_name", "results_dir", "task_dir", "config_hash", "content_hash", "lower_is_better",
+                      "higher_is_better")
     add("--split", default="valid", choices=["valid", "test"], help="scores to choose by (default: valid; those of the "
         "test split, where there are any, are then reported)")
     add("--metric", nargs="+", action="extend", metavar="METRIC",
         help="metric of all items, or ITEM=METRIC for some (default: each task's own main metric)")
-    add("--lower_is_better", nargs="+", default=[], metavar="METRIC", help="metrics of your own that are losses")
-    add("--higher_is_better", nargs="+", default=[], metavar="METRIC", help="metrics of your own that are scores")
     add("--unit", choices=UNITS, help="of gains: relative to the score alone, points, or gain: as it is (default: "
         "relative where all have losses, points where all have scores)")
     add("--budget", type=int, help="most subsets in the plan, trained already or not (default: as many as items)")
@@ -79,8 +76,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def finish(args, following: list, why: str) -> int:
-    """Name and write what should be trained next; the exit code."""
+def finish(args, following: list, why: str, runs: int | None = None) -> int:
+    """Name and write what should be trained next, each so often (None: as what is finished); the exit code."""
     if not following:
         print(f"settled: {why}")
         say_page(args)
@@ -90,7 +87,7 @@ def finish(args, following: list, why: str) -> int:
     for members in following:
         print("  " + " ".join(members))
     cost = finished(Path(args.results_dir) / args.save_name / "runs.csv")
-    print(f"that is {ahead(cost, len(following), None if args.confirm_seed is None else 1)}")
+    print(f"that is {ahead(cost, len(following), runs)}")
     if args.write_subsets:
         write_lines(args.write_subsets, following)
         print(f"written: {args.write_subsets}")
@@ -154,6 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
           f"gains {UNIT_IN_WORDS[gains.unit]}")
     for members in sorted(found.failed, key=lambda members: (len(members), members)):
         print(f"not proposed, its training failed: {' '.join(members)}")
+    if found.failed:
+        print("the sweep's --subsets_file with such lines and --retry_failed tries again")
     lost = [item for item in gains.no_alone if (item,) in found.failed]
     if lost:
         raise InputError(f"'{lost[0]}' failed when trained alone, and without that score nobody knows what it gains; "
@@ -163,7 +162,8 @@ def main(arguments: list[str] | None = None) -> int:
         return finish(args, missing, f"without scores alone there are no gains: {', '.join(gains.no_alone)}")
     process = Process(gains.members, gains.values, args.seed)
     worth = Worth(gains, process, weights, {gains.mask(members).tobytes() for members in found.failed})
-    history = rounds.read_rounds(file)
+    everything, basis = rounds.read_rounds(file), rounds.basis(args, gains, found.metrics, weights)
+    history = [each for each in everything if each.basis == basis]
     if args.target:
         following = target.rank(args, worth, history)
         why = "the best of all, but not measured" if following else "the best is measured"
@@ -173,8 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
                                 args.seed)
         following, why = plan_all(args, step, worth, found)
     if args.write_subsets and step.next:
-        write_whole(file, rounds.write_rounds(rounds.record(history, step)))
-    return finish(args, following, why)
+        write_whole(file, rounds.write_rounds([*everything, *rounds.record(history, step, basis)[len(history):]]))
+    return finish(args, following, why, None if step.next else 1)  # 1: to confirm
 
 
 if __name__ == "__main__":

@@ -65,6 +65,10 @@ class Worth:
         found[S.sum(1) == 1] = np.where(S[S.sum(1) == 1], 0.0, np.nan)
         return found
 
+    def of_plan(self, plan: Plan) -> np.ndarray:
+        """(n,): each item's gain by the subset that serves it."""
+        return self.of_items(plan.of_item).diagonal()
+
     def deviations(self, S: np.ndarray) -> np.ndarray:
         """Standard deviations (N, n) of what is not measured; 0 of what is, and of items that are no members."""
         found = np.nan_to_num(np.sqrt(self.process.variances(S)))

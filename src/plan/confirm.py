@@ -31,13 +31,12 @@ def interval(differences: np.ndarray, weights: np.ndarray, optimism: Optimism | 
     """
     from scipy.stats import t
 
-    differences, weights = _counted(differences, weights)
     mean = float(differences @ weights / weights.sum())
     if optimism is not None:
         mean -= optimism.mean
         return mean, mean - Z90 * optimism.sd, mean + Z90 * optimism.sd
     error = standard_error(differences, weights) if error is None else error
-    half = float(t.ppf(0.95, max(len(differences) - 1, 1)) * error)
+    half = float(t.ppf(0.95, _freedom(weights)) * error)
     return mean, mean - half, mean + half
 
 
@@ -46,24 +45,26 @@ def chance(differences: np.ndarray, weights: np.ndarray, optimism: Optimism | No
     """How likely the true weighted mean of differences (n,) is above 0; None where there are none, or not known."""
     from scipy.stats import norm, t
 
-    differences, weights = _counted(differences, weights)
-    if not np.any(differences):
+    if not np.any(differences * weights):
         return None
     mean, *_ = interval(differences, weights, optimism)
     if optimism is not None:
         return float(norm.cdf(mean / max(optimism.sd, 1e-12)))
     error = standard_error(differences, weights) if error is None else error
-    return None if np.isnan(error) else float(t.cdf(mean / max(error, 1e-12), max(len(differences) - 1, 1)))
+    return None if np.isnan(error) else float(t.cdf(mean / max(error, 1e-12), _freedom(weights)))
 
 
-def _counted(differences: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the items that count: those of weight 0 say nothing of how sure a mean is that they have no part in."""
-    return differences[weights > 0], weights[weights > 0]
+def _freedom(weights: np.ndarray) -> int:
+    """Degrees of freedom of the spread over the items that count."""
+    return max(np.count_nonzero(weights) - 1, 1)
 
 
 def standard_error(differences: np.ndarray, weights: np.ndarray) -> float:
-    """Of the weighted mean of differences (n,), by their spread; NaN of a single one."""
-    differences, weights = _counted(differences, weights)
+    """Of the weighted mean of differences (n,), by their spread; NaN of a single one.
+
+    Those of weight 0 say nothing of how sure a mean is that they have no part in.
+    """
+    differences, weights = differences[weights > 0], weights[weights > 0]
     n, share = len(differences), weights / weights.mean()
     spread = share * (differences - differences @ weights / weights.sum())
     return float(np.sqrt((spread**2).sum() / (n * (n - 1)))) if n > 1 else np.nan
@@ -82,8 +83,9 @@ def optimism(worth: Worth, plan: Plan, budget: int | None, overlap: bool, seed: 
     and what it promises compared with what it holds.
 
     The smoothed gains stand for the truth: the measured ones are spread out by their noise, and would make the choice
-    look easier than it is. The noise of the item alone, which all its gains share, is drawn as well. None
-    where the noise is not known.
+    look easier than it is. The noise of the item alone, which all its gains share, is drawn as well. The deviation is
+    no less than that of this plan, had it been fixed: choosing among many alike makes it smaller, but whether they are
+    alike is not known. None where the noise is not known.
     """
     gains, n = worth.gains, len(worth.gains.items)
     rng = np.random.default_rng(seed)
@@ -100,7 +102,8 @@ def optimism(worth: Worth, plan: Plan, budget: int | None, overlap: bool, seed: 
         chosen = choose(again, budget, overlap, pool=pool, seed=seed, start=plan, kicks=0)
         promised, held = (_value(each, chosen) for each in (again, truth))
         differences.append(promised - held)
-    return Optimism(float(np.mean(differences)), float(np.std(differences, ddof=1)))
+    fixed = np.linalg.norm((noise * worth.weights)[plan.of_item.sum(1) > 1]) / worth.weights.sum()
+    return Optimism(float(np.mean(differences)), float(max(np.std(differences, ddof=1), fixed)))
 
 
 def noise_sd(worth: Worth) -> np.ndarray:
@@ -135,5 +138,4 @@ def _smoothed(worth: Worth, noise: np.ndarray) -> Worth:
 
 
 def _value(worth: Worth, plan: Plan) -> float:
-    n = np.arange(len(plan.served))
-    return float(worth.of_items(plan.of_item)[n, n] @ worth.weights / worth.weights.sum())
+    return float(worth.of_plan(plan) @ worth.weights / worth.weights.sum())

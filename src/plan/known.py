@@ -12,7 +12,7 @@ from src.cli import InputError, did_you_mean, warn
 from src.files import read_text
 from src.gains import Gains, choose_metrics, fill, read_gains, unit_of
 from src.names import natural_order
-from src.plan.rounds import failed_subsets
+from src.plan import rounds
 from src.results import MEASURED
 from src.scores import SCORED, read_scores
 from src.tasks.catalogue import main_metrics
@@ -23,7 +23,8 @@ BOOTSTRAP = "bootstrap"  # where no scores are left to report by
 @dataclass
 class Known:
     """gains: to choose by, means over so many `seeds`; report: of scores that had no part in the choice, or None, and
-    what these are; failed: subsets that were given up and have no scores; metrics: of the items.
+    what these are; failed: subsets that were given up and have no scores to choose by; not_confirmed: none of the fresh
+    seed; metrics: of the items.
     """
 
     gains: Gains
@@ -32,6 +33,7 @@ class Known:
     source: str
     fresh: bool  # of a seed of its own
     failed: set[subsets.Subset]
+    not_confirmed: set[subsets.Subset]
     metrics: list[str]
 
 
@@ -50,7 +52,8 @@ def read_table(args):
         raise InputError(f"--confirm_seed {seed}: there are no scores of other seeds that a plan could be chosen by")
     parts = {"measured": scores[~scores["estimated"].astype(bool)]}
     if scores["estimated"].any():  # again, with those that true scores stand before: their scores alone
-        parts["estimated"] = read_scores(folder, args.split, args.config_hash, ("estimated",), args.content_hash)
+        parts["estimated"] = read_scores(folder, args.split, args.config_hash, ("estimated",), args.content_hash,
+                                          others)
     report, source = _report_scores(folder, args)
     if report is not None:
         parts["report"] = report
@@ -82,12 +85,20 @@ def read(args, table, source: str) -> Known:
     gains = read_gains(parts["measured"], unit, items)
     if len(parts["estimated"]):
         gains = fill(gains, read_gains(parts["estimated"], unit, items, fallback=parts["measured"]))
-    failed = {members for members in failed_subsets(Path("sampled_tasks") / (args.task_set_name or args.save_name))
-              if set(members) <= trained and not gains.is_measured(gains.mask(members))
-              and (len(members) > 1 or members[0] in gains.no_alone)}
+    report = None if source == BOOTSTRAP else read_gains(parts["report"], unit, items)
+    given_up = rounds.given_up(Path("sampled_tasks"), Path(args.results_dir) / args.save_name)
+    failed = {members for members, seeds in given_up if seeds != {args.confirm_seed} and _lacks(gains, members)}
+    not_confirmed = {members for members, seeds in given_up if args.confirm_seed is not None
+                     and (not seeds or args.confirm_seed in seeds) and _lacks(report, members)}
     seeds = float(np.nan_to_num(parts["measured"]["runs"].astype(float).median(), nan=1.0))
-    return Known(gains, max(seeds, 1.0), None if source == BOOTSTRAP else read_gains(parts["report"], unit, items),
-                 source, args.confirm_seed is not None, failed, sorted(set(table["metric"])))
+    return Known(gains, max(seeds, 1.0), report, source, args.confirm_seed is not None, failed, not_confirmed,
+                 sorted(set(table["metric"])))
+
+
+def _lacks(gains: Gains, members: subsets.Subset) -> bool:
+    """Whether a subset of these items has not all its scores."""
+    return set(members) <= set(gains.items) and (
+        members[0] in gains.no_alone if len(members) == 1 else not gains.is_measured(gains.mask(members)))
 
 
 def _report_scores(folder: Path, args):

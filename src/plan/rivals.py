@@ -27,8 +27,8 @@ def how_known(worth: Worth, members: np.ndarray) -> str:
 
 def rival(name: str, plan: Plan, worth: Worth, found: known.Known, optimism: confirm.Optimism | None) -> show.Rival:
     """What a plan is worth: by the scores to report where they are whole, by those that choose else."""
-    own = np.arange(len(worth.weights))
-    subsets = plan.of_item
+    subsets, alone = plan.of_item, (plan.subsets.sum(1) == 1).all()
+    way = "-" if alone else "bootstrap" if optimism else "spread over items"
     if found.report is not None:
         values = np.array([found.report.of(members)[i] for i, members in enumerate(subsets)])
         errors = np.array([found.report.errors[found.report.row[members.tobytes()], i]
@@ -37,20 +37,20 @@ def rival(name: str, plan: Plan, worth: Worth, found: known.Known, optimism: con
         if not np.isnan(values).any():
             errors = np.where(np.isnan(errors), confirm.noise_sd(worth), errors)
             return show.Rival(name, plan, values, values - Z90 * errors, values + Z90 * errors, found.source,
-                              confirm.interval(values, worth.weights, error=fresh_error(plan, values, worth, found)))
-    values, errors = worth.of_items(subsets)[own, own], spread(worth, subsets)[own, own]
+                              confirm.interval(values, worth.weights, error=fresh_error(plan, values, worth, found)),
+                              "fresh seed" if found.fresh and not alone else way)
+    values, errors = worth.of_plan(plan), spread(worth, subsets).diagonal()
     source = sorted({how_known(worth, members) for members in plan.subsets})
     return show.Rival(name, plan, values, values - Z90 * errors, values + Z90 * errors,
                       " and ".join(source) + (", optimism subtracted" if optimism else ""),
-                      confirm.interval(values, worth.weights, optimism))
+                      confirm.interval(values, worth.weights, optimism), way)
 
 
 def fresh_error(plan: Plan, values: np.ndarray, worth: Worth, found: known.Known) -> float | None:
     """Standard error of the mean of gains (n,) by a fresh seed; None for other scores, of the same trainings."""
     if not found.fresh:
         return None
-    own = np.arange(len(values))
-    return confirm.fresh_error(values, worth.of_items(plan.of_item)[own, own], worth.weights, found.seeds)
+    return confirm.fresh_error(values, worth.of_plan(plan), worth.weights, found.seeds)
 
 
 def compare(plan: Plan, worth: Worth, found: known.Known, args) -> list[show.Rival]:
@@ -81,6 +81,10 @@ def confirmed(step: rounds.Step, worth: Worth, found: known.Known, args) -> tupl
     together = [members for members in plan.subsets if members.sum() > 1]
     lacking = [gains.names(members) for members in together if not found.report.is_measured(members)]
     alone = [(item,) for item in found.report.no_alone if any(members[gains.items.index(item)] for members in together)]
+    failed = [" ".join(members) for members in (*alone, *lacking) if members in found.not_confirmed]
+    if failed:
+        return plan, [], (f"{step.why}; not confirmed, as trainings with seed {args.confirm_seed} failed: "
+                          f"{', '.join(failed)}; the sweep's --retry_failed tries them again")
     if lacking or alone:
         return plan, [*alone, *lacking], f"to confirm the plan: train these with --seed {args.confirm_seed} --runs 1"
     own = rival("plan", plan, worth, found, None)

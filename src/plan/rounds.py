@@ -1,7 +1,7 @@
 """What to train next: what the plan lacks, then what may make a better one; and when it is enough.
 
 `results/<save_name>/explored.txt` lists what was proposed, round by round: a heading with the gain of the plan at that
-time, then a subset a line.
+time and what it is a gain of, then a subset a line.
 """
 
 import json
@@ -22,36 +22,47 @@ MOST_SPENT = 1.5  # subsets for each item that are proposed beyond the start set
 
 @dataclass
 class Round:
-    """kind: plan, what the plan lacked; or explore. gain: of the plan at that time."""
+    """kind: plan, what the plan lacked; or explore. gain: of the plan at that time, and by what: `basis`."""
 
     kind: str
     gain: float
     subsets: list[Subset] = field(default_factory=list)
+    basis: str = ""
 
 
 def read_rounds(path: Path) -> list[Round]:
     rounds: list[Round] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        heading = re.match(r"# round \d+ \((plan|explore)\), gain (\S+)$", line)
+        heading = re.match(r"# round \d+ \((plan|explore)\), gain (\S+)(?: by (.*))?$", line)
         if heading:
-            rounds.append(Round(heading[1], float(heading[2])))
+            rounds.append(Round(heading[1], float(heading[2]), basis=heading[3] or ""))
         elif rounds and line.strip():
             rounds[-1].subsets.append(subset(line.split()))
     return rounds
 
 
 def write_rounds(rounds: list[Round]) -> str:
-    return "".join(f"# round {number} ({each.kind}), gain {each.gain:.6g}\n"
+    return "".join(f"# round {number} ({each.kind}), gain {each.gain:.6g}{f' by {each.basis}' if each.basis else ''}\n"
                    + "".join(" ".join(members) + "\n" for members in each.subsets)
                    for number, each in enumerate(rounds, 1))
 
 
-def failed_subsets(folder: Path) -> set[Subset]:
-    """Subsets that a sweep gave up: of the files failed/<key> of its ledger."""
-    found = set()
-    for path in folder.glob("failed/*"):
+def given_up(sets: Path, results: Path) -> list[tuple[Subset, set[int]]]:
+    """Subsets that sweeps into the folder `results` gave up, as more attempts failed than their --retries, and with
+    which seeds: of the files <task_set_name>/failed/<key> below `sets`.
+
+    Older files do not say their settings: they count as of the results of the task set's name, of any seed (an empty
+    set), and without retries.
+    """
+    found = []
+    for path in sorted(sets.glob("*/failed/*")):
         try:
-            found.add(subset(json.loads(path.read_text(encoding="utf-8"))["subset"].split()))
+            record = json.loads(path.read_text(encoding="utf-8"))
+            settings = record.get("settings", {"results": results.with_name(path.parts[-3])})
+            seeds = (settings["seed"], settings["seed"] + settings["runs"]) if "seed" in settings else (0,)
+            if Path(settings["results"]).resolve() == results.resolve() and len(record["attempts"]) > record.get(
+                    "retries", 0):
+                found.append((subset(record["subset"].split()), set(range(*seeds))))
         except (OSError, ValueError, KeyError, AttributeError, TypeError):  # damaged: the sweep says so
             continue
     return found
@@ -83,8 +94,7 @@ def next_step(worth: Worth, rounds: list[Round], missing: list[Subset], failed: 
     share = worth.weights.sum()
 
     def gain_of(plan: Plan, optimistic: bool = False) -> float:
-        own = np.arange(n)
-        values = worth.of_items(plan.of_item)[own, own] @ worth.weights
+        values = worth.of_plan(plan) @ worth.weights
         if optimistic:  # as the choice counts: a bonus for each subset
             serves = plan.served == np.arange(len(plan.subsets))[:, None]
             bonus = OPTIMISM * worth.deviations(plan.subsets) * worth.weights
@@ -125,8 +135,15 @@ def count_spent(rounds: list[Round], items: tuple[str, ...], seed: int) -> int:
     return len({members for each in rounds for members in each.subsets} - set(start_set(items, seed)))
 
 
-def record(rounds: list[Round], step: Step) -> list[Round]:
+def basis(args, gains: Gains, metrics: list[str], weights: np.ndarray) -> str:
+    """What gains of plans are of, in words: those of another basis are not compared with them."""
+    flags = [(name, getattr(args, name)) for name in ("config_hash", "target", "budget", "overlap")]
+    return ", ".join([*metrics, gains.unit, args.split, *(f"{name} {value}" for name, value in flags if value), *(
+        f"{item} {weight:g}" for item, weight in zip(gains.items, weights, strict=True) if weight != 1)])
+
+
+def record(rounds: list[Round], step: Step, basis: str = "") -> list[Round]:
     """The rounds with what is proposed now, where that is new."""
     known = {members for each in rounds for members in each.subsets}
     new = [members for members in step.next if members not in known]
-    return [*rounds, Round(step.kind, step.gain, new)] if new and step.kind else rounds
+    return [*rounds, Round(step.kind, step.gain, new, basis)] if new and step.kind else rounds

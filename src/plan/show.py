@@ -19,7 +19,8 @@ MOST_WRITTEN = 200  # losses in plan.json
 @dataclass
 class Rival:
     """A way to train all items, beside others: its plan; gains (n,) and (low, high) (n,) of the items; how it was
-    measured; gain, low, high of all items; chance that the plan is better, None where not known.
+    measured; gain, low, high of all items, and what that interval comes from; chance that the plan is better, None
+    where not known.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Rival:
     high: np.ndarray
     source: str
     total: tuple[float, float, float]
+    interval_by: str
     chance: float | None = None
 
 
@@ -54,9 +56,9 @@ def print_plan(rivals: list[Rival], gains: Gains, how: list[str], passes: dict[s
                  "passes"), rows,
                 title=f"plan: {len(ours.plan.subsets)} subsets; gains over alone: {ours.source}",
                 caption="passes: how often the training went over the item's rows")
-    print_table(("", "subsets", "gain", "90 % interval", "known by", "plan is better"), [
+    print_table(("", "subsets", "gain", "90 % interval", "interval by", "known by", "plan is better"), [
         (rival.name, str(len(rival.plan.subsets)), amount(rival.total[0], gains.unit),
-         "-" if rival.name == "alone" else within(*rival.total[1:], gains.unit), rival.source,
+         "-" if rival.name == "alone" else within(*rival.total[1:], gains.unit), rival.interval_by, rival.source,
          "-" if rival.chance is None else f"{rival.chance:.0%}") for rival in rivals],
         title="gain over alone, mean over items", caption="plan is better: how likely that is" + (
             "; optimism: what choosing by noisy scores adds to the best" if "optimism" in ours.source else ""))
@@ -121,6 +123,7 @@ def details(rivals: list[Rival], gains: Gains, how: list[str], passes: dict[str,
     found = losses(gains)
     return {"unit": gains.unit, "known_by": dict(zip(gains.items, how, strict=True)), "passes": passes, "rivals": [
         {"name": rival.name, "subsets": len(rival.plan.subsets), "source": rival.source, "chance": rival.chance,
+         "interval_by": rival.interval_by,
          **dict(zip(("gain", "gain_low", "gain_high"), map(number, rival.total), strict=True)),
          "items": {item: [number(each[i]) for each in (rival.gains, rival.low, rival.high)]
                    for i, item in enumerate(gains.items)}} for rival in rivals],

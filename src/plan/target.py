@@ -3,7 +3,7 @@
 import numpy as np
 
 from src.cli import InputError, did_you_mean
-from src.gains import unit_of
+from src.gains import check_size, unit_of
 from src.plan import rounds, show
 from src.plan.choose import MOST_EXACT, Worth, every_subset
 from src.plan.predict import Z90
@@ -31,7 +31,10 @@ def rank_transfer(args, table) -> bool:
     for name, words in ((args.target, "over alone"), (UNTRAINED, "over the model as it was")):
         if len(base := of_target[of_target["trained_on"] == name]):
             (value, variance), over = base[["value", "variance"]].iloc[0], words
-            error, scale = variance, abs(value) if unit == "relative" else 1.0
+            error = variance
+            if unit == "relative":
+                check_size(f"'{args.target}' trained on {name}", value)
+                scale = abs(value)
             break
     else:
         unit = "score"

@@ -7,7 +7,7 @@
         plan/0001      subsets drawn so far, one a line; each further draw is one more file
         claims/<key>   who trains the subset now (flock), or claims/<key>.<n>, the n-th claim (heartbeat)
         done/<key>     the subset, its settings in words, its log: the truth about what is completed
-        failed/<key>   the attempts, each with reason and log
+        failed/<key>   the subset, its settings, how often it is tried again; the attempts, each with reason and log
         logs/          what the children print
 
 Any number of processes may work on one folder. Two rules make that safe on local and network file systems: a file is
@@ -178,14 +178,18 @@ class Ledger:
             return []
 
     def failures(self) -> dict[str, dict]:
-        """Of each key that has failed attempts the subset and the attempts, also where it is done by now."""
-        return _read_records(self.folder / "failed", (), "subset", "attempts")
+        """The records of subsets that were given up: more attempts failed than `retries`; also where done by now."""
+        found = _read_records(self.folder / "failed", (), "subset", "attempts")
+        return {key: each for key, each in found.items() if len(each["attempts"]) > each.get("retries", 0)}
 
-    def fail(self, key: str, subset: str, reason: str, log: str) -> int:
-        """Record a failed attempt; only the holder of the claim may. Returns the number of attempts."""
+    def fail(self, key: str, record: dict, reason: str, log: str) -> int:
+        """Record a failed attempt; only the holder of the claim may. Returns the number of attempts.
+
+        record: subset, and beside it settings, and retries, how many failed attempts are not the last (default: 0).
+        """
         attempts = self.attempts(key)
         attempts.append({"reason": reason, "log": log, "at": now(), "by": owner()})
-        write_whole(self.folder / "failed" / key, json.dumps({"subset": subset, "attempts": attempts}, indent=1),
+        write_whole(self.folder / "failed" / key, json.dumps(record | {"attempts": attempts}, indent=1),
                     sync_name=True)
         return len(attempts)
 

@@ -208,10 +208,10 @@ class Scheduler:
                 self.tally.refused = job.refusal()
                 return
             reason = job.stopped or (describe_exit(code) if code else "exit code 0, but without completed rows")
-            attempts = self.ledger.fail(self.agenda.key(members), name, reason, str(job.log))
+            record = self.agenda.words(members) | {"retries": self.args.retries}
+            again = self.ledger.fail(self.agenda.key(members), record, reason, str(job.log)) <= self.args.retries
         finally:
             job.claim.release()
-        again = attempts <= self.args.retries
         self.bar.say(f"failed  {name}: {reason}, see {job.log}" + ("; tried again" if again else ""))
         (self.queue if again else self.tally.failed).append(members)
 
