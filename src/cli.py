@@ -145,11 +145,14 @@ RESULTS_FLAGS = {
     "results_dir": {"default": "results", "help": "folder of all results"},
     "task_dir": {"default": DEFAULT_TASK_DIR, "help": "folder of task files, for each task's main metric"},
     "split": {"default": "valid", "choices": ("valid", "test"), "help": "scores of which split to read"},
-    "metric": {"help": "metric of all items, e.g. loss or exact_match (default: each task's own main metric)"},
+    "metric": {"nargs": "+", "action": "extend", "metavar": "METRIC", "help": "metric of all items, e.g. loss or "
+               "exact_match, or ITEM=METRIC for some (default: each task's own main metric)"},
     "config_hash": {"help": "read only the runs of this config_hash (default: all; an error if they differ)"},
     "content_hash": {"nargs": "+", "default": [], "metavar": "HASH", "help": "where an item's templates or rows were "
                      "changed between trainings: read only subsets of this content (default: all; an error if they "
                      "differ)"},
+    "unit": {"choices": ("relative", "points", "gain"), "help": "of gains: relative to the score alone, points, or "
+             "gain: as it is (default: relative where all have losses, points where all have scores)"},
     **{f"{way}_is_better": {"nargs": "+", "default": [], "metavar": "METRIC", "help": "metrics of your own that are "
                             + kind} for way, kind in (("lower", "losses"), ("higher", "scores"))},
 }
@@ -166,10 +169,14 @@ def add_results_flags(parser: argparse._ActionsContainer, *names: str, **changes
         parser.add_argument(f"--{name}", **RESULTS_FLAGS[name] | changes.get(name, {}))
 
 
+def results_flags(save_name: str, results_dir: str) -> str:
+    """The flags by which another command finds the same results."""
+    return f"--save_name {save_name}" + ("" if results_dir == "results" else f" --results_dir {results_dir}")
+
+
 def say_page(args: argparse.Namespace) -> None:
     """Name the command that shows the results of `args` as a page, at the end of one that has found something."""
-    places = "" if args.results_dir == "results" else f" --results_dir {args.results_dir}"
-    print(f"all of it on a page: python -m src.report --save_name {args.save_name}{places}")
+    print(f"all of it on a page: python -m src.report {results_flags(args.save_name, args.results_dir)}")
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str] | None], **options) -> None:

@@ -12,9 +12,8 @@ import numpy as np
 from src.cli import InputError, did_you_mean
 from src.metrics import LOWER_IS_BETTER, METRICS
 from src.names import natural_order
-from src.scores import NOT_A_SCORE, oriented, own_metrics
+from src.scores import NOT_A_SCORE, oriented
 
-UNITS = ("relative", "points", "gain")
 KINDS = {**dict.fromkeys(("loss", "choice_loss", *LOWER_IS_BETTER), "relative"),
          **dict.fromkeys((*METRICS, "choice_accuracy"), "points"), "gain": "gain"}  # metric -> unit of its gains
 SMALLEST = 1e-3  # score alone that a gain may be relative to
@@ -65,25 +64,8 @@ def choose_metrics(scores, words: list[str] | None, main_metrics: Callable[[list
     words: one metric of all items, or ITEM=METRIC for some; lower, higher: metrics of which the user says which way is
     better. Raises InputError for unknown items and metrics, and for a metric of unknown direction.
     """
-    own = dict(word.split("=", 1) for word in words or [] if "=" in word)
-    plain = [word for word in words or [] if "=" not in word]
-    if len(plain) > 1 or (plain and own):
-        raise InputError(f"--metric {' '.join(words)}: must be one metric of all items, or ITEM=METRIC for some")
-    found = set(scores["metric"]) - set(NOT_A_SCORE)
-    for item, metric in own.items():
-        for name, known in ((item, set(scores["item"])), (metric, found)):
-            if name not in known:
-                raise InputError(f"--metric {item}={metric}: '{name}' is not in these results, "
-                                 f"{did_you_mean(name, known)}")
-    if own:
-        rest = [item for item in dict.fromkeys(scores["item"]) if item not in own]
-        own |= own_metrics(scores, rest, main_metrics)
-        scores = scores[scores["metric"] == scores["item"].map(own)]
-        for item in rest:
-            if item not in set(scores["item"]):
-                raise InputError(f"--metric: no {own[item]} of '{item}' in these results; say {item}=METRIC, too")
-    chosen = oriented(scores, plain[0] if plain else None, main_metrics)
-    used = set(chosen["metric"])
+    chosen = oriented(scores, words, main_metrics)
+    found, used = set(scores["metric"]) - set(NOT_A_SCORE), set(chosen["metric"])
     for flag, named in (("--lower_is_better", lower), ("--higher_is_better", higher)):
         for metric in named:
             if metric not in found:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -226,28 +226,42 @@ def own_metrics(scores, items: list[str], main_metrics: Callable[[list[str]], di
                   for item, main in (main_metrics(several) if several else {}).items()}
 
 
-def oriented(scores, metric: str | None, main_metrics: Callable[[list[str]], dict[str, str]]):
+def losses(scores, items: list[str]) -> dict[str, str]:
+    """Of each item the metric that is its loss: choice_loss where answer choices were scored."""
+    by_choice = set(scores.loc[scores["metric"] == "choice_loss", "item"])
+    return {item: "choice_loss" if item in by_choice else "loss" for item in items}
+
+
+def oriented(scores, metric: Sequence[str] | None, main_metrics: Callable[[list[str]], dict[str, str]]):
     """The rows of each item's metric, with values so that higher is better.
 
     Args:
         scores: as `read_scores` gives them.
-        metric: of all items; None for each item's own.
+        metric: one of all items, or ITEM=METRIC for some; None for each item's own.
         main_metrics: as of `own_metrics`.
 
     Raises:
-        InputError: an item has no score of its metric, or one that is no finite number.
+        InputError: an item or metric is unknown; an item has no score of its metric, or one that is no finite number.
     """
-    found = set(scores["metric"])
-    if metric is not None and (metric in NOT_A_SCORE or metric not in found):
-        raise InputError(f"--metric {metric}: " + (
-            "says nothing of quality" if metric in NOT_A_SCORE else
-            f"not in these results, {did_you_mean(metric, found - set(NOT_A_SCORE))}"))
-    items = sorted(set(scores["item"]), key=natural_order)
-    wanted = own_metrics(scores, items, main_metrics) if metric is None else dict.fromkeys(items, metric)
+    metric = metric or []
+    wanted = dict(word.split("=", 1) for word in metric if "=" in word)
+    plain = [word for word in metric if "=" not in word]
+    if len(plain) > 1 or (plain and wanted):
+        raise InputError(f"--metric {' '.join(metric)}: must be one metric of all items, or ITEM=METRIC for some")
+    items, found = sorted(set(scores["item"]), key=natural_order), set(scores["metric"]) - set(NOT_A_SCORE)
+    for item, name in [("", name) for name in plain] + list(wanted.items()):
+        words = f"--metric {item}{'=' * bool(item)}{name}: "
+        if item and item not in items:
+            raise InputError(f"{words}'{item}' is not in these results, {did_you_mean(item, items)}")
+        if name not in found:
+            raise InputError(words + ("says nothing of quality" if name in NOT_A_SCORE else
+                                      f"'{name}' is not in these results, {did_you_mean(name, found)}"))
+    rest = [item for item in items if item not in wanted]
+    wanted |= dict.fromkeys(rest, plain[0]) if plain else own_metrics(scores, rest, main_metrics)
     scores = scores[scores["metric"] == scores["item"].map(wanted)]
     for item in items:
         if item not in set(scores["item"]):
-            raise InputError(f"no {wanted[item]} of '{item}' in these results; --metric names another one for all")
+            raise InputError(f"no {wanted[item]} of '{item}' in these results; --metric names another one")
     broken = scores[~np.isfinite(scores["value"])]
     if len(broken):
         row = broken.iloc[0]

@@ -90,11 +90,11 @@ def table(args) -> int:
     code = train(everything[:args.only], save_name=args.save_name)
     if args.only is not None:
         return code
-    for seed in (SEED + 1, SEED + 2):
-        code = code or train(again, save_name=args.save_name, seed=seed)
     for size in (2, len(args.tasks)):  # alone with as many passes over the rows as in pairs, and as in all
         steps = SETTINGS["max_steps"] // size
         code = code or train(everything[:len(args.tasks)], save_name=f"{args.save_name}-alone-{steps}", max_steps=steps)
+    for seed in (SEED + 1, SEED + 2):
+        code = code or train(again, save_name=args.save_name, seed=seed)
     return code
 
 

@@ -41,7 +41,7 @@ def row(trained_on: str, item: str, value, seed: int = 0, **others) -> dict:
 
 
 def matrix(folder: Path, metric: str | None = "exact_match", **options) -> affinity.Affinity:
-    return affinity.build(oriented(read_scores(folder), metric, OWN), **options)
+    return affinity.build(oriented(read_scores(folder), metric and [metric], OWN), **options)
 
 
 THREE = [row("a b", "a", 1), row("a b", "a", 3, seed=1), row("a b", "b", 5), row("a b", "b", 5, seed=1),
@@ -99,7 +99,7 @@ def test_only_completed_validation_rows_count_and_true_scores_replace_estimates(
             row("a c", "a", 3, status="estimated"), row("a c", "c", 4, status="estimated")]
     scores = read_scores(write_runs(tmp_path / "x", rows))
     assert scores["estimated"].sum() == 2
-    found = affinity.build(oriented(scores, "exact_match", OWN))
+    found = affinity.build(oriented(scores, ["exact_match"], OWN))
     assert found.T[0, 1] == 1 and found.T[1, 0] == 2 and found.T[0, 2] == 3 and found.missing() == [(1, 2)]
 
 

@@ -275,11 +275,11 @@ def test_a_true_loss_of_zero(a, steps, recwarn):
 
 def test_each_item_is_compared_by_its_own_loss(scratch, capsys):
     def rows(status, **metrics):
-        return [{**dict.fromkeys(results.COLUMNS, ""), "run_id": status, "status": status, "item": item, "seed": 42,
-                 "trained_on": "a b", "split": "valid", "metric": metric, "value": value}
+        return [{**dict.fromkeys(results.COLUMNS, ""), "run_id": "estimate-s42", "status": status, "item": item,
+                 "seed": 42, "trained_on": "a b", "split": "valid", "metric": metric, "value": value}
                 for item, of_item in metrics.items() for metric, value in of_item.items()]
 
-    results.Results("results", "x").write_part("true", rows(
+    results.Results("results", "x").write_part("estimate-s42", rows(
         "completed", a={"loss": 9.0, "choice_loss": 1.0, "choice_accuracy": 0.5}, b={"loss": 2.0}),
         {"status": "completed", "seconds": 1, "trained_on": "a b"})
     nothing = dict.fromkeys(("seconds", "cpu_seconds", "flops"), 0)
@@ -347,7 +347,7 @@ def test_sweep_trains_the_subsets_that_matter_most(scratch, capsys):
     assert estimate(*FLAGS, *START, "--strength", 63) == 0
     pretend_true(scratch)
     assert estimate(*FLAGS, *START) == 0
-    ranked = rank_subsets(oriented(read_scores("results/x_estimated"), "loss", dict),
+    ranked = rank_subsets(oriented(read_scores("results/x_estimated"), ["loss"], dict),
                                    "value")
     capsys.readouterr()
     sweep = ["train_sample_tasks.py", "--task_names", *TASKS, "--model_name_or_path", "data/models/tiny-t5",

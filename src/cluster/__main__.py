@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from src.cli import InputError, OneLineErrors, add_results_flags, check_seed, run_as_script, say_page
+from src.cli import InputError, OneLineErrors, add_results_flags, check_seed, results_flags, run_as_script, say_page
 from src.cluster import affinity, choose, evidence, plots, rounding, sdp, worth
 from src.cluster.lists import sweep_command, write_lines
 from src.cluster.show import show, show_transfer
 from src.files import check_writable, write_whole
-from src.gains import choose_metrics
+from src.gains import choose_metrics, unit_of
 from src.names import check_name
 from src.scores import UNTRAINED, provenance, read_scores, results_file, transferred
 from src.tasks.catalogue import main_metrics
@@ -122,11 +122,12 @@ def matrices(scores, args: argparse.Namespace) -> tuple[affinity.Affinity, affin
 def what_it_is_worth(scores, found: affinity.Affinity, labels: np.ndarray, args: argparse.Namespace) -> dict | None:
     """The worth of the clusters, printed; None, and why, where nothing was trained that it could be compared with."""
     try:
-        gains = worth.worth(scores, found, labels, args.lower_is_better, args.higher_is_better)
+        gains = worth.worth(scores, found, labels, unit_of(scores, args.unit, args.lower_is_better,
+                                                           args.higher_is_better))
     except InputError as error:
         print(f"what the clusters are worth is not known: {error}; --write_subsets FILE writes what to train for it")
         return None
-    worth.say(gains, int(labels.max()) + 1, args.save_name)
+    worth.say(gains, int(labels.max()) + 1, results_flags(args.save_name, args.results_dir))
     return vars(gains)
 
 
@@ -154,8 +155,8 @@ def write_subsets(args: argparse.Namespace, items: tuple[str, ...], clusters: li
     lines = [[item] for item in items] + [list(items)] + [c for c in clusters if 1 < len(c) < len(items)]
     path = write_lines(args.write_subsets, lines)
     print(f"written: {path}, {len(lines)} subsets. Train them, then compare:\n  "
-          f"{sweep_command(items, args.save_name, path, args.task_dir)}\n"
-          f"  python -m src.plan --save_name {args.save_name}"
+          f"{sweep_command(items, args, path)}\n"
+          f"  python -m src.plan {results_flags(args.save_name, args.results_dir)}"
           + (f" --clusters {args.name}" if args.name not in (None, args.save_name) else ""))
 
 
@@ -175,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_writable(f"{what} cannot be written", place)
     everything = choose_metrics(
         read_scores(folder, args.split, args.config_hash, content_hash=args.content_hash),
-        args.metric and [args.metric], partial(main_metrics, task_dir=args.task_dir), args.lower_is_better,
+        args.metric, partial(main_metrics, task_dir=args.task_dir), args.lower_is_better,
         args.higher_is_better)
     found, directed = matrices(everything, args)
     reject_equal(found.scores, args)

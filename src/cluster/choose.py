@@ -23,7 +23,7 @@ def check_coverage(found: affinity.Affinity, old: np.ndarray, args: argparse.Nam
     names = [f"{found.items[i]} {found.items[j]}" for i, j in pairs]
     listed = ", ".join(names[:10]) + (f", ... ({len(names)} in all)" if len(names) > 10 else "")
     write_lines(path, [name.split() for name in names])
-    hint = f"To fill them:\n  {sweep_command(found.items, args.save_name, path, args.task_dir)}"
+    hint = f"To fill them:\n  {sweep_command(found.items, args, path)}"
     never, few = "never trained together", "was trained with"
     if found.transfer:
         never, few = "without transfer both ways", "has scores after training on"

@@ -6,7 +6,7 @@ import numpy as np
 
 from src.cli import InputError, warn
 from src.cluster.affinity import Affinity
-from src.gains import amount, read_gains, unit_of
+from src.gains import amount, read_gains
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,14 @@ class Worth:
     gain_of_all: float | None
 
 
-def worth(scores, found: Affinity, labels: np.ndarray, lower: list[str], higher: list[str]) -> Worth:
+def worth(scores, found: Affinity, labels: np.ndarray, unit: str) -> Worth:
     """Gains by the clusters `labels` (n,): measured, or where they were not trained the means of T - alone over pairs.
 
-    scores: of `choose_metrics`, of subsets of every size; lower, higher: as given to it. Raises InputError where there
-    are no gains over alone.
+    scores: of `choose_metrics`, of subsets of every size; unit: of the gains. Raises InputError where there are none.
     """
     scores = scores[~scores["estimated"].astype(bool)]
     if scores.empty:
         raise InputError("all scores are estimated")
-    unit = unit_of(scores, None, lower, higher)
     gains = read_gains(scores, unit, found.items)
     if gains.no_alone:
         raise InputError(f"{len(gains.no_alone)} items were not trained alone: {', '.join(gains.no_alone[:10])}")
@@ -52,7 +50,7 @@ def worth(scores, found: Affinity, labels: np.ndarray, lower: list[str], higher:
                  float(gains.of(every).mean()) if gains.is_measured(every) else None)
 
 
-def say(found: Worth, clusters: int, save_name: str) -> None:
+def say(found: Worth, clusters: int, flags: str) -> None:
     """Print what clusters are worth, with a warning where alone or all is better."""
     others = "" if found.measured == clusters else ", the others by the means of their pairs"
     whole = "not trained" if found.gain_of_all is None else amount(found.gain_of_all, found.unit)
@@ -61,4 +59,4 @@ def say(found: Worth, clusters: int, save_name: str) -> None:
     for name, value in (("each item alone", 0.0), ("all items together", found.gain_of_all)):
         if value is not None and value > found.gain:
             warn(f"to train {name} is worth more than these clusters; what to train says "
-                 f"python -m src.plan --save_name {save_name}")
+                 f"python -m src.plan {flags}")

@@ -13,7 +13,7 @@ from src.files import read_json, write_whole
 from src.metrics import LOWER_IS_BETTER
 from src.names import check_name
 from src.results import MEASURED
-from src.scores import oriented, read_scores
+from src.scores import losses, oriented, read_scores
 
 SUFFIX = "_estimated"  # of the name of a sweep: its estimates
 MANY = 1000  # subsets to which the share of the cost is extrapolated
@@ -45,8 +45,8 @@ def main(arguments: list[str]) -> int:
                Path(args.results_dir) / args.save_name]
     found = (read_scores(folders[0], statuses=("estimated",)),
              read_scores(folders[1], config_hash=args.config_hash, statuses=MEASURED, content_hash=args.content_hash))
-    guess, true = (oriented(scores, args.metric, partial(_losses, found[0])) for scores in found)
-    args.metric = args.metric or "loss"  # in what is printed and drawn
+    guess, true = (oriented(scores, args.metric, partial(losses, found[0])) for scores in found)
+    metric = ", ".join(args.metric or ["loss"])
     records = _records(folders[0])
     keys = ["trained_on", "item"]
     both = true.merge(guess[[*keys, "value"]], on=keys, suffixes=("", "_guess"))
@@ -57,20 +57,14 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"{folders[0]} and {folders[1]} share no subset beside those of the calibration")
     result = agreement(unseen, both, args.seed) | {
         "costs": costs(folders[1], set(both["trained_on"]), calibrated, records, args.config_hash)}
-    show(args, result, len(calibrated))
+    show(metric, result, len(calibrated))
     path = folders[0] / "compare.png"
-    label = "validation loss" if args.metric == "loss" else args.metric
-    sign = -1 if args.metric in LOWER_IS_BETTER else 1
+    label = "validation loss" if metric == "loss" else metric
+    sign = -1 if set(unseen["metric"]) <= set(LOWER_IS_BETTER) else 1
     plots.scatter(path, sign * unseen["value"].to_numpy(), sign * unseen["value_guess"].to_numpy(), label)
     write_whole(folders[0] / "compare.json", json.dumps(result, indent=1) + "\n")
     print(f"written: {path} and compare.json")
     return 0
-
-
-def _losses(estimated, items: list[str]) -> dict[str, str]:
-    """The loss of each item, as far as it is estimated."""
-    by_choice = set(estimated.loc[estimated["metric"] == "choice_loss", "item"])
-    return {item: "choice_loss" if item in by_choice else "loss" for item in items}
 
 
 def _records(folder: Path) -> list[dict]:
@@ -184,7 +178,7 @@ def costs(folder: Path, compared: set[str], calibrated: set[str], records: list[
 # ---- print ---------------------------------------------------------------------------------------------------------
 
 
-def show(args: argparse.Namespace, result: dict, calibrated: int) -> None:
+def show(metric: str, result: dict, calibrated: int) -> None:
     def number(value: float | None, how: str) -> str:
         return "-" if value is None else format(value, how)
 
@@ -192,7 +186,7 @@ def show(args: argparse.Namespace, result: dict, calibrated: int) -> None:
     print_table(("", "estimate", "constant guess", "item means", "another true sweep"), [
         ("relative error", *errors), ("Pearson within rows", number(result["pearson"], ".2f"), "0", "0", ""),
         ("Spearman within rows", number(result["spearman"], ".2f"), "0", "0", "")],
-        title=f"{args.metric}: {result['scores']} scores of subsets that were not calibrated on ({calibrated} were)")
+        title=f"{metric}: {result['scores']} scores of subsets that were not calibrated on ({calibrated} were)")
     for name in ("true", "estimated"):
         if result[name]:
             lines = " | ".join(" ".join(cluster) for cluster in result[name]["clusters"])

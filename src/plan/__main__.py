@@ -17,7 +17,6 @@ from src.cli import InputError, OneLineErrors, add_results_flags, check_effects,
 from src.cluster.lists import write_lines
 from src.cost import ahead, finished
 from src.files import check_writable, write_whole
-from src.gains import UNITS
 from src.names import check_name
 from src.plan import known, rivals, rounds, show, target
 from src.plan.choose import Worth, partition
@@ -31,14 +30,8 @@ LEFT = 3  # exit code: something is left to be trained
 def make_parser() -> argparse.ArgumentParser:
     parser = OneLineErrors(prog="python -m src.plan", description=__doc__)
     add = parser.add_argument
-    add_results_flags(parser, "save_name", "results_dir", "task_dir", "config_hash", "content_hash", "lower_is_better",
-                      "higher_is_better")
-    add("--split", default="valid", choices=["valid", "test"], help="scores to choose by (default: valid; those of the "
-        "test split, where there are any, are then reported)")
-    add("--metric", nargs="+", action="extend", metavar="METRIC",
-        help="metric of all items, or ITEM=METRIC for some (default: each task's own main metric)")
-    add("--unit", choices=UNITS, help="of gains: relative to the score alone, points, or gain: as it is (default: "
-        "relative where all have losses, points where all have scores)")
+    add_results_flags(parser, split={"help": "scores to choose by (default: valid; those of the test split, where "
+                                     "there are any, are then reported)"})
     add("--budget", type=int, help="most subsets in the plan, trained already or not (default: as many as items)")
     add("--overlap", action="store_true", help="items may be trained in several subsets; the best serves each "
         "(default: in exactly one)")

@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from src.cli import InputError, warn
+from src.cli import InputError, results_flags, warn
 from src.cost import Cost, finished
 from src.files import read_text
 from src.identity import settings_that_count
@@ -60,6 +60,11 @@ class Facts:
     sweep: dict | None = None
     notes: list[str] = field(default_factory=list)
     now: datetime = field(default_factory=datetime.now)
+
+    @property
+    def flags(self) -> str:
+        """Of commands for the same results."""
+        return results_flags(self.name, str(self.folder.parent))
 
     def only(self, column: str) -> list[str]:
         """The different values of a column of the runs, in order."""

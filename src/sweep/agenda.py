@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -222,7 +223,7 @@ class Agenda:
 
 def _most_relevant(space: Space, args: argparse.Namespace) -> list[Subset]:
     """The subsets of `space` that matter most by the estimates of --from_estimate, --num_samples of them."""
-    from src.scores import oriented, rank_subsets, read_scores  # numpy, which --help does not need
+    from src.scores import losses, oriented, rank_subsets, read_scores  # numpy, which --help does not need
 
     folder = Path(args.results_dir) / args.from_estimate
     if not (folder / "runs.csv").exists():
@@ -235,7 +236,8 @@ def _most_relevant(space: Space, args: argparse.Namespace) -> list[Subset]:
             raise InputError(
                 f"--from_estimate {args.from_estimate}: these estimates were not calibrated on true trainings, so "
                 "true scores cannot stand beside them; give another --save_name, and calibrate on what it holds")
-    estimates = oriented(read_scores(folder, statuses=("estimated",)), "loss", dict)
+    scores = read_scores(folder, statuses=("estimated",))
+    estimates = oriented(scores, None, partial(losses, scores))
     ranked = rank_subsets(estimates, args.rank_by)
     found = [members for members in (subset(line.split()) for line in ranked) if members in space]
     if not found:
