@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from src import claims
 from src.cli import InputError
 from src.files import write_whole
-from src.sweep import ledger as module
 from src.sweep.ledger import Ledger
 
 
@@ -66,7 +66,7 @@ def test_the_text_file_takes_its_share_of_the_time_alone(ledger, monkeypatch):
     ledger._text_due = 0
     ledger.write_text_when_due()  # no commit since
     assert not ledger.text_file.exists()
-    monkeypatch.setattr(module, "TEXT_SHARE", 1e9)
+    monkeypatch.setattr("src.sweep.ledger.TEXT_SHARE", 1e9)
     ledger.write_text_file()
     assert ledger.text_file.read_text() == "a b\na c\n" and ledger._text_due < time.monotonic() + 1
     ledger.commit("k3", {"subset": "a d"})
@@ -120,8 +120,8 @@ def test_a_child_keeps_the_claim_of_its_dead_scheduler(tmp_path):
 
 
 def test_a_stale_heartbeat_is_taken_over_once_and_its_holder_notices(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RENEW_EVERY", 0)
-    monkeypatch.setattr(module, "STALE_AFTER", 100)
+    monkeypatch.setattr(claims, "RENEW_EVERY", 0)
+    monkeypatch.setattr(claims, "STALE_AFTER", 100)
     ledger = Ledger.open(tmp_path / "x", "heartbeat")
     claim = ledger.claim("k", "a")
     assert claim.renew()
@@ -138,7 +138,7 @@ def test_a_stale_heartbeat_is_taken_over_once_and_its_holder_notices(tmp_path, m
 
 def test_a_claim_stamped_in_the_future_ages_from_now_on(tmp_path, monkeypatch):
     """As after a clock was set back."""
-    monkeypatch.setattr(module, "STALE_AFTER", 0.3)
+    monkeypatch.setattr(claims, "STALE_AFTER", 0.3)
     ledger = Ledger.open(tmp_path / "x", "heartbeat")
     claim = ledger.claim("k", "a")
     os.utime(claim.path, (time.time() + 1e6,) * 2)
@@ -160,12 +160,12 @@ def test_claims_are_told_to_who_may_only_read(tmp_path, monkeypatch):
     assert ledger.is_claimed("k") and written
     written.clear()
     assert not ledger.is_claimed("other") and not written  # nothing to be timed
-    os.utime(claim.path, (time.time() - 2 * module.STALE_AFTER,) * 2)
+    os.utime(claim.path, (time.time() - 2 * claims.STALE_AFTER,) * 2)
     assert not ledger.is_claimed("k")
 
 
 def test_a_deleted_claim_is_a_lost_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RENEW_EVERY", 0)
+    monkeypatch.setattr(claims, "RENEW_EVERY", 0)
     claim = Ledger.open(tmp_path / "x", "heartbeat").claim("k", "a")
     claim.path.unlink()
     assert not claim.renew()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -14,8 +15,11 @@ import pandas
 import pytest
 from conftest import DEMO, ROOT
 
+from src.claims import held, owner
+from src.cli import InputError
 from src.training.checkpoints import what_is_broken
 from src.training.record import title
+from src.training.trainer import TrainingFailed
 
 # The commands that users already run, word for word; only steps are cut short, by flags put after them.
 MULTI_INSTRUCTION = """
@@ -205,6 +209,63 @@ def test_more_is_asked_for_of_a_completed_run(scratch, capsys, is_kept):
     assert "is completed already" in capsys.readouterr().out and scratch.rows("x") == after
     assert scratch.run("train_multi_instruction.py", *flags, "--do_eval", "--save_predictions") == 0
     assert list((scratch.folder / "results/x/runs").glob("*.predictions.jsonl"))
+
+
+def test_a_run_that_is_being_trained_is_left_alone(scratch, capsys):
+    """One line, exit code 2, nothing written; in a sweep a failure of the child, to be tried again."""
+    flags = [*DEMO, *SHORT, "--task_name", "demo_a1", "--save_name", "x", "--run_name", "r"]
+    with held(scratch.folder / "saved/r-s42.claim", "it is held by"):
+        before = sorted(path for path in scratch.folder.rglob("*") if "cache" not in path.parts)
+        assert scratch.run("train_multi_instruction.py", *flags) == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert said == [f"error: r-s42 is being trained already, by {owner()}"]
+        assert sorted(path for path in scratch.folder.rglob("*") if "cache" not in path.parts) == before
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingFailed, match="r-s42 is being trained"):
+            patch.setenv("SWEEP_MERGES", "1")
+            scratch.run("train_multi_instruction.py", *flags)
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29612",
+                   str(ROOT / "train_multi_instruction.py"), *flags, "--use_cpu", "True"]
+        done = subprocess.run(command, cwd=scratch.folder, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                              capture_output=True, text=True, timeout=300)
+        assert done.returncode == 1 and "exitcode  : 2" in done.stderr, done.stderr
+        assert set(re.findall("^error: .*$", done.stderr, re.M)) == set(said)
+        assert sorted(path for path in scratch.folder.rglob("*") if "cache" not in path.parts) == before
+    assert scratch.run("train_multi_instruction.py", *flags) == 0
+    assert not (scratch.folder / "saved/r-s42.claim").exists()
+
+
+def test_a_kill_while_more_is_asked_for_loses_nothing(scratch, capsys, monkeypatch):
+    """Neither rows nor the record of a training that is done, with and without rows of its own."""
+    flags = shlex.split("--do_train --model_name_or_path data/models/tiny-t5 --max_steps 4 --task_name demo_a1 "
+                        "--save_name x --validation_from_train True --disable_tqdm True")
+    parts = scratch.folder / "results/x/runs"
+    for evaluation in ([], ["--do_eval"]):
+        assert scratch.run("train_multi_instruction.py", *flags, *evaluation) == 0
+        before = {path.name: path.read_bytes() for path in parts.iterdir() if path.suffix != ".log"}
+        for error, code in ((KeyboardInterrupt(), 130), (ValueError("no"), 1), (InputError("bad"), 2)):
+            def end(*_, before=before, error=error, **__):
+                assert {name: (parts / name).read_bytes() for name in before} == before  # as a kill would leave it
+                raise error
+
+            with monkeypatch.context() as patch:
+                patch.setattr("src.training.trainer.Trainer.evaluate", end)
+                assert scratch.run("train_multi_instruction.py", *flags, "--do_predict") == code
+            assert {name: (parts / name).read_bytes() for name in before} == before
+            capsys.readouterr()
+            assert scratch.run("train_multi_instruction.py", *flags, *evaluation) == 0
+            assert "is completed already" in capsys.readouterr().out
+
+
+def test_bad_input_that_shows_late_is_recorded_and_ends_with_2(scratch, capsys, monkeypatch):
+    def load(*_):
+        raise InputError("--model_name_or_path 't5-base': cut")
+
+    monkeypatch.setattr("src.training.experiment.load_model", load)
+    flags = [*DEMO, *SHORT, "--task_name", "demo_a1", "--save_name", "x", "--runs", "2"]
+    assert scratch.run("train_multi_instruction.py", *flags) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: --model_name_or_path 't5-base': cut"
+    (record,) = (scratch.folder / "results/x/runs").glob("*.json")  # the second seed would end the same way
+    assert json.loads(record.read_text())["status"] == "failed"
 
 
 def test_without_optimizer_state_a_run_starts_afresh(scratch, capsys):

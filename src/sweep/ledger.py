@@ -11,46 +11,25 @@
         logs/          what the children print
 
 Any number of processes may work on one folder. Two rules make that safe on local and network file systems: a file is
-written whole under a temporary name, synced, and gets its real name by a hard link, so that the first writer wins and
-nobody reads half a file; and a subset is trained only by the holder of its claim.
-
-flock: a claim is a lock on the claim file. The child process inherits it, so the claim lasts as long as any of the two
-lives, and the kernel ends it. Only between processes of one host.
-heartbeat: a claim is a hard link that its holder touches every 30 s; untouched for 10 minutes by the clock of the file
-server, it is stale and the next claim may be made. A holder that was stopped for longer may train a subset twice but
-never commits it twice: `done/<key>` is first wins, too.
+published by a hard link, so that the first writer wins; and a subset is trained only by the holder of its claim
+(src/claims.py). By heartbeat, a holder that was stopped for longer than a claim stays fresh may train a subset twice
+but never commits it twice: `done/<key>` is first wins, too.
 """
 
 import contextlib
-import datetime
 import fcntl
-import itertools
 import json
-import math
-import os
-import secrets
-import socket
 import tempfile
 import time
 from collections.abc import Collection
 from pathlib import Path
 
+from src.claims import Claim, FlockClaim, HeartbeatClaim, now, owner, publish, server_time
 from src.cli import InputError
-from src.files import NOT_SUPPORTED, read_text, remove_stale, sync, whole_temporary, write_whole
+from src.files import NOT_SUPPORTED, read_text, remove_stale, write_whole
 
 MODES = ("flock", "heartbeat")
-RENEW_EVERY = 30.0  # seconds
-STALE_AFTER = 600.0  # seconds
 TEXT_SHARE = 0.01  # of the time that commits may take for <task_set_name>.txt: it grows, and is written as a whole
-
-
-def owner() -> str:
-    """This process, in words and unique among the living."""
-    return f"{socket.gethostname()} pid {os.getpid()}"
-
-
-def now() -> str:
-    return datetime.datetime.now().isoformat(" ", "milliseconds")
 
 
 class Ledger:
@@ -62,6 +41,10 @@ class Ledger:
         self.mode = _read_mode(self.folder / "mode") if (self.folder / "mode").exists() else "flock"
         self._done: dict[str, dict] = {}
         self._text_due, self._text_lacks = 0.0, False
+
+    @property
+    def kind(self) -> type[FlockClaim] | type[HeartbeatClaim]:
+        return FlockClaim if self.mode == "flock" else HeartbeatClaim
 
     @classmethod
     def open(cls, folder: Path, mode: str | None = None) -> "Ledger":
@@ -76,8 +59,8 @@ class Ledger:
                 remove_stale(ledger.folder / name)
             if (mode or ledger.mode) == "flock":
                 _try_flock(ledger.folder)
-            _publish(ledger.folder / "mode", (mode or ledger.mode) + "\n")
-            ledger.server_time()  # a write, also where the folder was there
+            publish(ledger.folder / "mode", (mode or ledger.mode) + "\n")
+            server_time(ledger.folder)  # a write, also where the folder was there
         except OSError as error:
             raise InputError(f"{ledger.folder}: cannot write there: {error.strerror}; "
                              "choose another --task_set_name, or free the folder") from error
@@ -101,7 +84,7 @@ class Ledger:
     def add_draw(self, draws: int, lines: list[str], comment: str) -> bool:
         """Add lines after the given number of draws; False where another process was first: read again."""
         text = "".join(f"{line}\n" for line in [f"# {comment}", *lines])
-        return _publish(self.folder / "plan" / _draw(draws + 1), text)
+        return publish(self.folder / "plan" / _draw(draws + 1), text)
 
     def want(self, command: str, lines: list[str]) -> None:
         """Note what a command that begins wants, for people and pages: nothing of the sweep reads it."""
@@ -115,17 +98,16 @@ class Ledger:
             return "", []
         return command.removeprefix("# "), lines
 
-    def claim(self, key: str, words: str) -> "Claim | None":
+    def claim(self, key: str, words: str) -> Claim | None:
         """Claim a subset; None where it is done or somebody else's."""
-        make = FlockClaim.make if self.mode == "flock" else HeartbeatClaim.make
-        claim = make(self, key, f"{words}\nclaimed by {owner()} at {now()}\n")
+        claim = self.kind.make(self.folder / "claims" / key, f"{words}\nclaimed by {owner()} at {now()}\n")
         if claim and self.is_done(key):  # it was committed between the look and the claim
             claim.release()
             return None
         return claim
 
     def is_claimed(self, key: str) -> bool:
-        return (FlockClaim if self.mode == "flock" else HeartbeatClaim).exists(self, key)
+        return self.kind.exists(self.folder / "claims" / key)
 
     def running(self) -> set[str]:
         """The subsets that are claimed and not done, as lines."""
@@ -151,7 +133,7 @@ class Ledger:
         """Record a subset as completed; False where it already was, and nothing changes. Its line in the text file
         comes with `write_text_when_due`, to be called now and then, or `write_text_file`."""
         record = {**record, "completed": now(), "by": owner()}
-        first = _publish(self.folder / "done" / key, json.dumps(record, indent=1) + "\n")
+        first = publish(self.folder / "done" / key, json.dumps(record, indent=1) + "\n")
         self._text_lacks = True
         self.write_text_when_due()
         return first
@@ -195,134 +177,6 @@ class Ledger:
 
     def forget_failures(self, key: str) -> None:
         (self.folder / "failed" / key).unlink(missing_ok=True)
-
-    def server_time(self) -> float:
-        """Now, by the clock that stamps the files."""
-        clock = self.folder / f".clock.{secrets.token_hex(8)}"
-        clock.touch()
-        now = clock.stat().st_mtime
-        clock.unlink()
-        return now
-
-
-class Claim:
-    """The right to train one subset, until `release`."""
-
-    fd: int | None = None  # to be inherited by the child, where the claim lives in a descriptor
-
-    def renew(self) -> bool:
-        """Call at least every RENEW_EVERY seconds; False: the claim was lost, stop the child."""
-        return True
-
-    def release(self) -> None:
-        raise NotImplementedError
-
-
-class FlockClaim(Claim):
-    """A lock on `claims/<key>`. The file stays: removing it would let two processes lock two files of one name."""
-
-    def __init__(self, fd: int):
-        self.fd = fd
-
-    @classmethod
-    def make(cls, ledger: Ledger, key: str, words: str) -> "FlockClaim | None":
-        fd = os.open(ledger.folder / "claims" / key, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.truncate(fd, 0)
-            os.write(fd, words.encode())
-        except OSError as error:
-            os.close(fd)
-            if not isinstance(error, BlockingIOError):
-                raise
-            return None
-        return cls(fd)
-
-    @staticmethod
-    def exists(ledger: Ledger, key: str) -> bool:
-        try:
-            fd = os.open(ledger.folder / "claims" / key, os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
-        return False
-
-    def release(self) -> None:
-        fcntl.flock(self.fd, fcntl.LOCK_UN)  # also for whoever still holds a copy of the descriptor
-        os.close(self.fd)
-
-
-class HeartbeatClaim(Claim):
-    """The newest of `claims/<key>.1`, `.2`, ...: fresh by its time stamp. Given up, its time is set to 0.
-
-    A stale claim is never removed, only superseded by the next number, so two processes cannot both take it over.
-    """
-
-    def __init__(self, ledger: Ledger, key: str, number: int):
-        self.path, self.following = (ledger.folder / "claims" / f"{key}.{n}" for n in (number, number + 1))
-        self.renewed = time.monotonic()
-
-    @staticmethod
-    def _newest(ledger: Ledger, key: str) -> tuple[int, float]:
-        """Number of the newest claim, 0 where there is none, and its age in seconds."""
-        claims = ledger.folder / "claims"
-        number = next(n for n in itertools.count() if not (claims / f"{key}.{n + 1}").exists())
-        if not number:
-            return 0, math.inf
-        now = time.time()
-        with contextlib.suppress(OSError):  # who may only read the folder is told by the clock here
-            now = ledger.server_time()
-        return number, now - (claims / f"{key}.{number}").stat().st_mtime
-
-    @classmethod
-    def make(cls, ledger: Ledger, key: str, words: str) -> "HeartbeatClaim | None":
-        number, age = cls._newest(ledger, key)
-        claim = cls(ledger, key, number + 1)
-        if age < 0:  # the clock was set back: from now on the claim ages, unless its holder lives
-            os.utime(ledger.folder / "claims" / f"{key}.{number}")
-        return claim if age >= STALE_AFTER and _publish(claim.path, words) else None
-
-    @classmethod
-    def exists(cls, ledger: Ledger, key: str) -> bool:
-        return cls._newest(ledger, key)[1] < STALE_AFTER
-
-    def renew(self) -> bool:
-        if time.monotonic() - self.renewed >= RENEW_EVERY:
-            self.renewed = time.monotonic()
-            with contextlib.suppress(FileNotFoundError):  # somebody has deleted it
-                os.utime(self.path)  # by the server's clock
-                return not self.following.exists()
-            return False
-        return True
-
-    def release(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(self.path, (0, 0))
-
-
-def _publish(path: Path, text: str) -> bool:
-    """Write a file of a ledger that is not there yet, whole; False where it is there: the first wins."""
-    if path.exists():
-        return False
-    with whole_temporary(path, text) as temporary:
-        try:
-            path.hardlink_to(temporary)
-            won = True
-        except FileExistsError:  # on NFS also when the link was made but the answer got lost
-            won = temporary.stat().st_nlink == 2
-        except OSError as error:
-            if error.errno not in NOT_SUPPORTED:
-                raise
-            sets = path.parent.parent if path.parent.name in ("plan", "claims", "done") else path.parent
-            raise InputError(f"{sets}: this file system has no hard links, by which sweeps claim; have "
-                             f"{sets.parent}/ on another one (it may be a symbolic link)") from error
-    sync(path.parent)
-    return won
 
 
 def _try_flock(folder: Path) -> None:

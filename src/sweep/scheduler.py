@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from src.claims import Claim
 from src.cli import describe_exit, signal_group, warn
 from src.results import Results
 from src.subsets import Subset
 from src.sweep.agenda import Agenda
 from src.sweep.children import Child, ShellStarter, WarmStarter
-from src.sweep.ledger import Claim, Ledger
+from src.sweep.ledger import Ledger
 from src.sweep.status import Progress
 
 BAD_FLAGS = 2  # exit code of a child that refuses its command line

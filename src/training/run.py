@@ -1,30 +1,36 @@
 """Do an experiment: for each seed train, from start or from the last checkpoint, evaluate every item, record."""
 
+import contextlib
 import csv
 import gc
 import io
 import json
 import logging
+import os
 import shutil
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import transformers
+from accelerate.utils import broadcast_object_list
 
-from src.cli import print_table
+from src.claims import held
+from src.cli import InputError, print_table
 from src.files import write_whole
 from src.identity import short_hash, trained_hash
 from src.names import MAX_NAME, check_name, natural_order, plain_name
-from src.results import Results, score_of, summary
+from src.results import SWEEP_MERGES, Results, score_of, summary
 from src.tasks.task import Item
 from src.training.check import check_and_describe
 from src.training.checkpoints import is_at_its_end, last_checkpoint
 from src.training.experiment import ROLES, Data, Experiment, report_data, splits
+from src.training.flags import TrainingArguments
 from src.training.held_out import NOTHING, HeldOut, prepare
 from src.training.record import describe, log_file, name_folder, peak_memory_mb, reports, set_up_logging, title
 from src.training.tokenised import mix
-from src.training.trainer import Trainer
+from src.training.trainer import Trainer, TrainingFailed
 
 log = logging.getLogger(__name__)
 
@@ -83,52 +89,61 @@ class Run:
         self.wanted = {(split, item.name, metric) for split in splits(experiment)
                        for item in (*experiment.items, *held_out.items) for metric in experiment.metrics(item)}
         self.before: list[dict[str, str]] = []  # rows that were there
+        self.was_completed = False  # what is there stays until there is more
 
     def execute(self, data: Data) -> bool:
         """Do the run, or what is missing of it; return whether it is completed. A failure is recorded, with its
-        traceback in the log; completed rows of before stay then, as those do that are not asked for now."""
+        traceback in the log; what was completed before stays then, as rows do that are not asked for now.
+
+        Raises:
+            InputError: another process is doing it, or bad input that shows only now.
+        """
+        with _only_one(f"{self.run_id} is being trained already, by", Path(f"{self.args.output_dir}.claim"), self.args):
+            return self._execute(data)
+
+    def _execute(self, data: Data) -> bool:
         args, results = self.args, self.results
         with args.main_process_first(desc="results", local=False):
             if args.overwrite_output_dir and args.process_index == 0:
                 shutil.rmtree(args.output_dir, ignore_errors=True)
             elif not args.overwrite_output_dir:
                 self.before = results.rows_of(self.run_id)
+                self.was_completed = results.is_completed(self.run_id)
                 if not (missing := self._missing()):
                     log.info("%s is completed already; --overwrite_output_dir does it again", self.run_id)
                     return True
-                if self.before:
+                if self.was_completed:
                     log.info("%s is completed, but %s was not asked for then", self.run_id, missing)
-        record = self.describe(data)
+        record, refusal = self.describe(data), None
         self._write_record(record)
         start, cpu = time.time(), time.process_time()
         with log_file(results.part(self.run_id, "log"), args), reports(args):
             log.info("%s: seed %d, trained on %s", self.run_id, args.seed, self.trained_on)
             try:
                 scores, record["training"] = self._train_and_evaluate(data)
-                values = self._values(scores, data)
-                status = "completed"
+                values, status = _values(self.experiment, self.held_out, scores, data), "completed"
             except KeyboardInterrupt:
                 self._write_record(record | {"status": "interrupted", "seconds": round(time.time() - start, 2)})
                 raise
             except Exception as error:
                 log.error("%s failed: %s: %s", self.run_id, type(error).__name__, error)
                 logging.getLogger("file").error(traceback.format_exc())
+                refusal = error if isinstance(error, InputError) else None
                 scores, status, record["error"] = {}, "failed", f"{type(error).__name__}: {error}"
-                values = self._values({}, data)
+                values = _values(self.experiment, self.held_out, {}, data)
         record |= {"status": status, "seconds": round(time.time() - start, 2),
                    "cpu_seconds": round(time.process_time() - cpu, 2), "peak_memory_mb": peak_memory_mb(),
                    "scores": scores}
-        if args.process_index == 0:
+        if args.process_index == 0 and (status == "completed" or not self.was_completed):
             if self.predictions:
                 write_whole(results.part(self.run_id, "predictions.jsonl"), "".join(
                     json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions))
             rows = [self.row(item, record) | {"split": split, "metric": metric, "value": value, "n_examples": count}
                     for split, item, metric, value, count in values]
-            if self.before and status == "failed":
-                results.write_record(self.run_id, record)
-            else:
-                kept = [row for row in self.before if score_of(row) not in self.wanted]
-                results.write_part(self.run_id, [*kept, *rows], record)
+            kept = [row for row in self.before if score_of(row) not in self.wanted]
+            results.write_part(self.run_id, [*kept, *rows], record)
+        if refusal:
+            raise refusal
         return status == "completed"
 
     def _missing(self) -> str:
@@ -162,7 +177,7 @@ class Run:
             else:
                 if checkpoint:
                     log.info("going on from %s", checkpoint)
-                elif self.before:
+                elif self.was_completed:
                     log.info("its checkpoint was not kept, so it is trained again")
                 training["loss"] = trainer.train(resume_from_checkpoint=checkpoint).training_loss
             training |= {"steps": trainer.state.global_step, "resumed_from": checkpoint,
@@ -178,21 +193,6 @@ class Run:
                     scores[ROLES[role]] = scores.get(ROLES[role], {}) | found
                     self.predictions += [{"split": ROLES[role], **row} for row in trainer.predictions]
         return scores, training
-
-    def _values(self, scores, data: Data) -> list[tuple]:
-        """(split, item, metric, value, number of rows) of each result; one without metric per item of a failed run."""
-        found = []
-        for rows, items, prefix in ((data, self.experiment.items, "eval"),
-                                    (self.held_out.data, self.held_out.items, "held_out")):
-            for role, split in ROLES.items():
-                for item in items if role in rows else ():
-                    count = sum(len(entry.dataset) for entry in rows[role][item.name])
-                    if split not in scores:
-                        found.append((split, item, "", "", count))
-                        continue
-                    found += [(split, item, metric, round(scores[split][f"{prefix}_{item.name}_{metric}"], 6), count)
-                              for metric in self.experiment.metrics(item)]
-        return found
 
     def row(self, item: Item, record: dict) -> dict:
         """The columns of a result that the run, its record and the item decide."""
@@ -213,8 +213,40 @@ class Run:
             "arguments": self.experiment.settings()}
 
     def _write_record(self, record: dict) -> None:
-        if self.args.process_index == 0:
+        if self.args.process_index == 0 and not self.was_completed:
             self.results.write_record(self.run_id, record)
+
+
+@contextlib.contextmanager
+def _only_one(what: str, claim: Path, args: TrainingArguments) -> Iterator[None]:
+    """Hold the claim meanwhile, the first process for all of them; where another training has it, raise InputError in
+    each. A child of a sweep, whose subset is claimed, fails then as one that may be tried again.
+    """
+    with contextlib.ExitStack() as stack:
+        refusal = [None]
+        if args.process_index == 0:
+            try:
+                stack.enter_context(held(claim, what))
+            except InputError as error:
+                refusal = [str(error)]
+        if broadcast_object_list(refusal)[0]:
+            raise (TrainingFailed if SWEEP_MERGES in os.environ else InputError)(refusal[0])
+        yield
+
+
+def _values(experiment: Experiment, held_out: HeldOut, scores: dict, data: Data) -> list[tuple]:
+    """(split, item, metric, value, number of rows) of each result; one without metric per item of a failed run."""
+    found = []
+    for rows, items, prefix in ((data, experiment.items, "eval"), (held_out.data, held_out.items, "held_out")):
+        for role, split in ROLES.items():
+            for item in items if role in rows else ():
+                count = sum(len(entry.dataset) for entry in rows[role][item.name])
+                if split not in scores:
+                    found.append((split, item, "", "", count))
+                    continue
+                found += [(split, item, metric, round(scores[split][f"{prefix}_{item.name}_{metric}"], 6), count)
+                          for metric in experiment.metrics(item)]
+    return found
 
 
 def _counts(data: Data) -> dict:
