@@ -140,10 +140,18 @@ def run_as_script(main: Callable[[], int]) -> NoReturn:
 
 # ---- flags and tables -----------------------------------------------------------------------------------------------
 
+def folder(text: str) -> str:
+    """The type of a flag: '' would be the current folder without saying so."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} must be the name of a folder (. is this one)")
+    return text
+
+
 RESULTS_FLAGS = {
     "save_name": {"required": True, "help": "name of the sweep: the folder below --results_dir"},
-    "results_dir": {"default": "results", "help": "folder of all results"},
-    "task_dir": {"default": DEFAULT_TASK_DIR, "help": "folder of task files, for each task's main metric"},
+    "results_dir": {"type": folder, "default": "results", "help": "folder of all results"},
+    "task_dir": {"type": folder, "default": DEFAULT_TASK_DIR,
+                 "help": "folder of task files, for each task's main metric"},
     "split": {"default": "valid", "choices": ("valid", "test"), "help": "scores of which split to read"},
     "metric": {"nargs": "+", "action": "extend", "metavar": "METRIC", "help": "metric of all items, e.g. loss or "
                "exact_match, or ITEM=METRIC for some (default: each task's own main metric)"},

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from src.cli import InputError
-from src.training.flags import at_least, flag
+from src.training.flags import AT_LEAST_1, check_numbers, flag
 
 # Put before the user's: what the training scripts ask for, and the training on all items unless that is switched off.
 ALWAYS = ("--do_train", "True", "--do_eval", "True", "--predict_with_generate", "True")
@@ -32,9 +32,7 @@ class EstimateArguments:
         "(default: all; an error if they differ).")
 
     def validate(self) -> None:
-        for name in ("project_dim", "strength", "calibrate", "min_task_num", "num_samples"):
-            if getattr(self, name) is not None:
-                at_least(name, getattr(self, name), 1)
+        check_numbers(self, {AT_LEAST_1: ("project_dim", "strength", "calibrate", "min_task_num", "num_samples")})
         if self.project_dim > MOST_DIMENSIONS:
             raise InputError(f"--project_dim {self.project_dim} must be at most {MOST_DIMENSIONS}")
         for way, others in (("strength", ("calibrate", "config_hash", "content_hash")),

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.cli import InputError, OneLineErrors, add_results_flags, check_effects, did_you_mean
+from src.cli import InputError, OneLineErrors, add_results_flags, check_effects, did_you_mean, folder
 from src.files import with_file
 from src.names import check_name
 from src.old_flags import SHORT, translate_old_flags
@@ -87,7 +87,7 @@ def _names_and_places(group: argparse._ArgumentGroup) -> None:
     add_results_flags(group, "save_name", "results_dir", "task_dir", task_dir={"help": "folder of the task files"},
                       save_name={"required": False, "help": "results/<save_name>/ holds the results (default: "
                                  "--task_set_name, or that of --from_estimate)"})
-    add("--output_dir", default="saved/", help="folder of the checkpoints")
+    add("--output_dir", type=folder, default="saved/", help="folder of the checkpoints")
     add("--runs", type=int, default=1, help="runs of each subset, with seeds --seed, --seed + 1, ...")
 
 

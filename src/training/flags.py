@@ -6,7 +6,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -69,10 +69,6 @@ class ModelArguments:
                    and getattr(self, item.name) != item.default]
         if changed and not self.train_lora:
             warn(f"--{changed[0]} changes nothing without --train_lora True: no LoRA is trained")
-        at_least("lora_rank", self.lora_rank, 1)
-        at_least("num_virtual_tokens", self.num_virtual_tokens, 1)
-        if not 0 <= self.lora_dropout < 1:
-            raise InputError(f"--lora_dropout {self.lora_dropout} must be at least 0 and below 1")
         try:
             re.compile(self.train_only or "")
         except re.error as error:
@@ -107,10 +103,6 @@ class DataArguments:
         "slice of the training split (default: with --do_predict only).")
 
     def validate(self) -> None:
-        for name in ("max_source_length", "max_target_length"):
-            at_least(name, getattr(self, name), 1)
-        if self.downsample is not None:
-            at_least("downsample", self.downsample, 1)
         self.indices()
         self.indices("eval_template_idx")
 
@@ -160,11 +152,6 @@ class MultitaskArguments(DataArguments):
         names = expand_names(self.task_names, self.task_dir)
         return task_items([load_task(name, self.task_dir) for name in names], self.indices())
 
-    def validate(self) -> None:
-        super().validate()
-        if self.mixing_temperature <= 0:
-            raise InputError(f"--mixing_temperature {self.mixing_temperature} must be above 0")
-
 
 @dataclass
 class ResultArguments:
@@ -179,9 +166,6 @@ class ResultArguments:
         False, "Write what each evaluated row gave to runs/<run>.predictions.jsonl: template, input, prediction, "
         "accepted answers, scores.")
 
-    def validate(self) -> None:
-        at_least("runs", self.runs, 1)
-
 
 @dataclass
 class TrainingArguments(Seq2SeqTrainingArguments):
@@ -193,7 +177,7 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     disable_tqdm: bool = flag(False, "No progress bars.")
     report_to: str = flag("none", "Where the trainer reports to: none, tensorboard, wandb, all, ...; runs are named "
                           "there by their items.", metavar="NAME")
-    save_total_limit: int | None = flag(1, "Checkpoints kept besides the best one.")
+    save_total_limit: int | None = flag(1, "Checkpoints kept besides the best one; 0: all.")
     score_choices: bool = flag(
         False, "Also score answer choices by their likelihood: choice_accuracy and choice_loss (nats).")
     early_stopping_patience: int | None = flag(
@@ -205,6 +189,7 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     def __post_init__(self):
         import torch
 
+        check_numbers(self)  # the library takes some for others
         on_gpu = torch.cuda.is_available() and not self.use_cpu
         if self.fp16 and not on_gpu:
             warn("--fp16 True: there is no GPU, training in float32")
@@ -216,9 +201,6 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             self.use_cpu |= self.bf16  # the library wants to be told that bfloat16 is meant for the CPU
         if os.environ.get("CUDA_VISIBLE_DEVICES", "").strip() not in ("", "-1") and not torch.cuda.is_available():
             warn(f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}: no such GPU, running on the CPU")
-        for name in ("eval_steps", "save_steps"):
-            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:  # 0 would count as not given
-                raise InputError(f"--{name} {value} must be above 0, and finite")
         if self.deepspeed and not Path(self.deepspeed).is_file():
             raise InputError(f"--deepspeed {self.deepspeed}: there is no such file")
         if (self.load_best_model_at_end and self.save_strategy == self.eval_strategy == "steps" and self.eval_steps
@@ -237,22 +219,13 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     def validate(self) -> None:
         if not (self.do_train or self.do_eval or self.do_predict):
             raise InputError("nothing to do: give --do_train, --do_eval or --do_predict")
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            at_least(name, getattr(self, name), 1)
-        at_least("dataloader_num_workers", self.dataloader_num_workers, 0)
-        if self.generation_num_beams is not None:
-            at_least("generation_num_beams", self.generation_num_beams, 1)
-        if self.early_stopping_patience is not None:
-            at_least("early_stopping_patience", self.early_stopping_patience, 1)
-            if self.eval_strategy == "no" or not self.metric_for_best_model:
-                raise InputError("--early_stopping_patience needs evaluations and a --metric_for_best_model: "
-                                 "add --eval_strategy steps and, for example, --load_best_model_at_end")
-        if self.max_steps == 0 or self.max_steps < -1:
-            raise InputError(f"--max_steps {self.max_steps} must be at least 1 (or -1: by --num_train_epochs)")
-        if self.learning_rate < 0:
-            raise InputError(f"--learning_rate {self.learning_rate} must not be negative")
-        if not 0 <= self.seed < 2**32 - 2**16:
-            raise InputError(f"--seed {self.seed} must be at least 0 and below {2**32 - 2**16}")
+        if self.early_stopping_patience and (self.eval_strategy == "no" or not self.metric_for_best_model):
+            raise InputError("--early_stopping_patience needs evaluations and a --metric_for_best_model: "
+                             "add --eval_strategy steps and, for example, --load_best_model_at_end")
+        if self.optim_args and any(pair.count("=") != 1 for pair in self.optim_args.split(",")):
+            raise InputError(f"--optim_args {self.optim_args}: must be pairs, as in rank=8,scale=0.5")
+        if self.torch_compile:
+            check_compilation(self.torch_compile_backend, self.torch_compile_mode)
         for name, only in (("batch_eval_metrics", False), ("eval_do_concat_batches", True),
                            ("prediction_loss_only", False)):
             if getattr(self, name) != only:
@@ -265,16 +238,51 @@ class TrainingArguments(Seq2SeqTrainingArguments):
 
 
 MOST = 2**32  # of a whole number: more than seeds go to
+AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
+# What a value must be -> the flags of which it must be so. Those with the default None may be left out.
+BOUNDS = {
+    AT_LEAST_1: (
+        "lora_rank", "num_virtual_tokens", "max_source_length", "max_target_length", "downsample", "runs",
+        "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+        "generation_max_length", "generation_num_beams", "early_stopping_patience", "ddp_timeout",
+        "dataloader_prefetch_factor", "eval_accumulation_steps", "torch_empty_cache_steps"),
+    ("at least 0", lambda value: value >= 0): (
+        "learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon", "eval_delay",
+        "neftune_noise_alpha", "save_total_limit", "dataloader_num_workers"),
+    ("above 0", lambda value: value > 0): (
+        "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "mixing_temperature"),
+    ("at least 0 and below 1", lambda value: 0 <= value < 1): ("lora_dropout", "adam_beta1", "adam_beta2"),
+    ("at least 0 and at most 1", lambda value: 0 <= value <= 1): ("label_smoothing_factor",),
+    (f"at least 0 and below {2**32 - 2**16}", lambda value: 0 <= value < 2**32 - 2**16): ("seed", "data_seed"),
+    ("at least 1 (or -1: by --num_train_epochs)", lambda value: value >= 1 or value == -1): ("max_steps",),
+    ("the name of a folder (. is this one)", str.strip): (
+        "results_dir", "output_dir", "cache_dir", "data_dir", "task_dir"),
+}
 
 
-def check_finite(group) -> None:
-    """Raise InputError for a number of a group of flags that is NaN or infinite, or larger than anything counts."""
+def check_numbers(group, bounds: Mapping = BOUNDS) -> None:
+    """Raise InputError for a value of a group of flags that is out of its bounds, or NaN, infinite, too large."""
     for item in dataclasses.fields(group):
         value = getattr(group, item.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"--{item.name} {value} must be a finite number")
         if isinstance(value, int) and value > MOST:
             raise InputError(f"--{item.name} {value} must be at most {MOST}")
+    for (words, fits), names in bounds.items():
+        for name in names:
+            if (value := getattr(group, name, None)) is not None and not fits(value):
+                raise InputError(f"--{name} {value if str(value).strip() else repr(value)} must be {words}")
+
+
+def check_compilation(backend: str, mode: str | None) -> None:
+    """Raise InputError for a --torch_compile_backend or --torch_compile_mode that torch does not have."""
+    import torch._inductor
+
+    for name, value, allowed in (
+            ("backend", backend, torch.compiler.list_backends(())),
+            ("mode", mode or "default", torch._inductor.list_mode_options())):
+        if value not in allowed:
+            raise InputError(f"--torch_compile_{name} {value}: {did_you_mean(value, allowed)}")
 
 
 def check_reporters(names: Iterable[str]) -> None:
@@ -288,11 +296,6 @@ def check_reporters(names: Iterable[str]) -> None:
             known[name]()
         except Exception as error:  # whatever the reporter's library raises where it is missing
             raise InputError(f"--report_to {name}: {str(error).partition(chr(10))[0]}") from error
-
-
-def at_least(name: str, value: float, least: float) -> None:
-    if value < least:
-        raise InputError(f"--{name} {value} must be at least {least}")
 
 
 USUAL = """The usual ones of the Hugging Face Trainer's flags, all of which --help_all shows:
@@ -350,6 +353,7 @@ def parse(data_class: type[DataArguments], description: str, arguments: list[str
         hint = did_you_mean(name, known, shown=0) if unknown[0].startswith("--") else ""
         parser.error(": ".join(filter(None, (f"unknown argument '{unknown[0]}'", hint))))
     for group in parsed:
-        check_finite(group)
-        group.validate()
+        check_numbers(group)
+        if not isinstance(group, ResultArguments):  # which only has bounds
+            group.validate()
     return parsed[len(more):] + parsed[:len(more)]
