@@ -26,6 +26,15 @@ def check_writable(what: str, place: Path) -> None:
         raise InputError(f"{what}: {place} is not a folder that may be written")
 
 
+def spelled_alike(place: Path) -> str:
+    """`place` by one spelling: from the current folder where it lies in there, else from the root."""
+    here = Path.cwd()
+    for found in (here / place, place.resolve()):  # a link in here keeps its name
+        if found.is_relative_to(here) and ".." not in found.parts:
+            return str(found.relative_to(here))
+    return str(found)
+
+
 def decode(data: bytes, where: str, line: int = 1) -> str:
     """`data` as text, UTF-8 with or without a byte order mark; InputError with `where` and the line of what is not.
 

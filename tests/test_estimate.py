@@ -187,7 +187,7 @@ def test_templates_of_one_task_and_free_text(scratch):
     ("--model_name_or_path broken", "--model_name_or_path 'broken': no model that can be loaded"),
     ("--model_name_or_path bare", "--model_name_or_path 'bare': no weights there (model.safetensors"),
     ("--model_name_or_path cut", "--model_name_or_path 'cut': no model that can be loaded"),
-    ("--model_name_or_path adapter", "--model_name_or_path 'adapter': an adapter of 't5-bose': neither a folder"),
+    ("--model_name_or_path adapter", "--model_name_or_path 'adapter': an adapter of 't5-bose': there is no folder "),
     ("--model_name_or_path prompt", "an adapter of the kind PeftType.PROMPT_TUNING, only LORA is allowed"),
     ("--strength nan", "invalid int value: 'nan'"),
     ("--strength 0", "--strength 0 must be at least 1"),

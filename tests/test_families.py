@@ -11,7 +11,7 @@ import transformers
 from conftest import DECODER_ONLY, ROOT, family_of
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from src.cli import InputError
 from src.tasks.catalogue import load_task
@@ -240,6 +240,47 @@ def test_loss_is_that_of_the_library(both):
         float(smoother({"logits": logits}, labels)), rel=1e-5)
 
 
+EXPERTS = {"num_local_experts": 4, "num_experts": 4, "output_router_logits": True, "initializer_range": 0.5}
+ROUTED = {
+    "mixtral": DECODER_ONLY["llama"] | EXPERTS | {"router_aux_loss_coef": 0.5},
+    "qwen2_moe": DECODER_ONLY["llama"] | EXPERTS | {"router_aux_loss_coef": 0.5, "moe_intermediate_size": 8,
+                                                    "shared_expert_intermediate_size": 8},
+    "jetmoe": DECODER_ONLY["llama"] | EXPERTS | {"aux_loss_coef": 0.5, "kv_channels": 8},
+}
+
+
+@pytest.mark.parametrize("kind", ROUTED)
+def test_loss_of_routers_is_that_of_the_library(kind):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **ROUTED[kind])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    found = family_of(AutoTokenizer.from_pretrained(ROOT / "data/models/tiny-t5"), config)
+    batch = collated(model, found, more=3)
+    labels = batch.pop("labels")
+    outputs = model(**batch)
+    batch.pop("logits_to_keep", None)
+    own = torch.nn.functional.pad(labels, (batch["input_ids"].shape[1] - labels.shape[1], 0), value=IGNORED)
+    theirs = model(**batch, labels=own).loss
+    assert float(found.loss(outputs, labels)) == pytest.approx(float(theirs), rel=1e-5)
+    without = float(token_losses(*found.target_logits(model, batch | {"labels": labels})).sum()) / 9
+    assert float(theirs) > 1.05 * without  # the routers' part is in it
+
+
+def test_encoder_decoders_with_routers():
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("switch_transformers", vocab_size=315, d_model=16, d_kv=8, d_ff=16, num_heads=2,
+                                  num_layers=2, num_experts=4, decoder_start_token_id=0)
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data/models/tiny-t5")
+    model, found = AutoModelForSeq2SeqLM.from_config(config).eval(), family_of(tokenizer, config)
+    batch = collated(model, found)
+    labels = batch.pop("labels")
+    assert float(found.loss(model(**batch), labels)) == pytest.approx(float(model(**batch, labels=labels).loss))
+    for refused in (config, AutoConfig.for_model("dbrx")):
+        refused.output_router_logits = True
+        with pytest.raises(InputError, match=r"'it': its config.json asks for the loss of its routers .* to false"):
+            family_of(tokenizer, refused)
+
+
 def test_only_the_targets_go_through_the_output_layer(both):
     model, found = both
     seen = []
@@ -360,6 +401,22 @@ def test_a_decoder_only_model_goes_on_as_if_never_broken_off(gpt2, extra):
     record = json.loads(next((gpt2.folder / "results/broken/runs").glob("*.json")).read_text())
     assert record["training"]["resumed_from"].endswith("checkpoint-10")
     assert [row["value"] for row in gpt2.rows("broken")] == [row["value"] for row in whole]
+
+
+def test_padding_to_multiples_stays_within_the_positions(gpt2):
+    """GPT-Neo's masks hold its positions alone; padded to a multiple of 8 each, 91 and 5 tokens would be 96 and 8."""
+    tokenizer = AutoTokenizer.from_pretrained("gpt2")
+    config = AutoConfig.for_model("gpt_neo", **DECODER_ONLY["gpt_neo"] | {"vocab_size": len(tokenizer),
+                                                                         "bos_token_id": 0, "eos_token_id": 0})
+    AutoModelForCausalLM.from_config(config).save_pretrained("neo")
+    tokenizer.save_pretrained("neo")
+    flags = [*FLAGS, "--metric_for_best_model", "eval_choice_loss", "--source_prefix", "x" * 85, "--bf16",
+             "True", "--predict_with_generate", "True", "--generation_max_length", "5", "--max_steps", "10",
+             "--model_name_or_path", "neo", "--task_names", "demo_a1", "--max_source_length", "91",
+             "--max_target_length", "5"]
+    assert gpt2.run("train_multitask.py", *flags, "--save_name", "x") == 0
+    assert {"exact_match", "choice_loss"} < {row["metric"] for row in gpt2.rows("x")}
+    assert gpt2.run("train_multitask.py", *flags, "--max_source_length", "92") == 2
 
 
 @pytest.mark.parametrize("extra, words", [

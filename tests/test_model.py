@@ -171,7 +171,7 @@ def test_no_parameter_to_be_trained(scratch, capsys):
     flags = [*DEMO, "--task_names", "demo_a1", "--max_steps", 2, "--eval_steps", 2, "--save_steps", 2]
     assert scratch.run("train_multitask.py", *flags, "--train_only", "decoder.blok.0") == 2
     error = capsys.readouterr().err
-    assert "--train_only 'decoder.blok.0': it is found in no name" in error and "(allowed: decoder.block.0" in error
+    assert "--train_only 'decoder.blok.0': it is found in no name" in error and "nearest are decoder.block.0." in error
     assert not (scratch.folder / "results").exists() and error.count("\n") == 1
 
 

@@ -29,7 +29,7 @@ def why_not() -> str | None:
 @pytest.mark.parametrize("scenario, restarts", [("preempt", 1), ("cancel", 0)])
 def test_array_of_workers(tmp_path, scenario, restarts):
     assert why_not() is None
-    work = tmp_path / "work"
+    work = tmp_path / "a 'folder' #1, 50%"
     work.mkdir()
     with tempfile.TemporaryDirectory(prefix="slurm") as cluster:  # a short path: sockets lie in it
         run = subprocess.run([*NAMESPACE, HERE / "cluster.sh", cluster, sys.executable, HERE / "scenario.py", scenario],

@@ -101,6 +101,14 @@ def processes_here() -> list[str]:
 # ---- what is done and recorded -------------------------------------------------------------------------------------
 
 
+def test_another_spelling_of_the_results_is_the_same_sweep():
+    sweep(3, "--num_samples", 3)
+    for place in ("./results", "results/", Path.cwd() / "results", "sampled_tasks/../results"):
+        assert "3 of 3 are done already: nothing is left" in sweep(3, "--num_samples", 3, "--results_dir", place), place
+    assert "to come" in sweep(3, "--num_samples", 3, "--results_dir", "other")
+    assert len(trace()) == 6
+
+
 def test_all_possible_subsets_once_with_their_rows():
     out = sweep(6, "--num_samples", 100, "--runs", 2)
     assert "15 subsets wanted, 15 possible (--num_samples 100 is more" in out

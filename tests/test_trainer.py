@@ -138,12 +138,14 @@ def test_fixed_shapes_are_each_sides_own(tokenizer, prepared, tmp_path):
     """Targets are padded to their own length, and may be longer than the longest input."""
     trainer = make_trainer(tokenizer, prepared, tmp_path)
     rows = [{"input_ids": [5, 6, 1], "labels": [7] * 9}, {"input_ids": [5, 1], "labels": [7, 1]}]
-    fixed = Collator(trainer.family, trainer.model, (4, 12))(rows)
+    fixed = Collator(trainer.family, trainer.model, (4, 12), None)(rows)
     assert fixed["input_ids"].shape == (2, 4) and fixed["labels"].shape == (2, 12)
     assert fixed["attention_mask"].sum(1).tolist() == [3, 2] and (fixed["labels"] != -100).sum(1).tolist() == [9, 2]
     assert fixed["decoder_input_ids"].shape == (2, 12)
-    rounded = Collator(trainer.family, trainer.model, multiple=8)(rows)
+    rounded = Collator(trainer.family, trainer.model, (20, 20), 8)(rows)
     assert rounded["input_ids"].shape == (2, 8) and rounded["labels"].shape == (2, 16)
+    limited = Collator(trainer.family, trainer.model, (20, 12), 8)(rows)
+    assert limited["input_ids"].shape == (2, 8) and limited["labels"].shape == (2, 12)
 
 
 def test_generation_settings_of_the_model_folder_change_no_score(tokenizer, prepared, tmp_path, caplog):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from src import DEFAULT_DATA_DIR
 from src.cli import InputError, did_you_mean
-from src.files import read_json
+from src.files import read_json, spelled_alike
 from src.identity import short_hash
 from src.results import Results
 from src.subsets import Space, Subset, cluster_file, draw, read_clusters, read_subsets, start_set, subset
@@ -119,7 +119,7 @@ class Agenda:
         self.answer, self.kept = ask(self._command(names), environment, self._places(), folder, args.known)
         self._check_best_metric()
         self.settings = self.answer["settings"] | {"script": args.script, "seed": args.seed, "runs": args.runs,
-                                                   "results": str(self.results.folder)}
+                                                   "results": spelled_alike(self.results.folder)}
         self._held_out: dict[str, tuple] = self.answer.get("held_out", {})  # item -> content, metrics, of which item
 
     def _places(self) -> list[Path]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from src.cli import InputError, did_you_mean
-from src.files import write_whole
+from src.files import stamp, write_whole
 from src.identity import ANSWER, short_hash
 
 NEEDED = {"settings", "content", "splits", "metrics"}  # of an answer
@@ -37,7 +37,7 @@ def ask(command: Sequence[str], environment: Mapping[str, str], places: Sequence
     Raises:
         InputError: the training would refuse its flags; in its words.
     """
-    stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in _files([SOURCE, *places])]
+    stamps = [[str(path), *stamp(path.stat())] for path in _files([SOURCE, *places])]
     kept = folder / "checked" / f"{short_hash([list(command[1:]), stamps], 16)}.json"
     try:
         answer = json.loads(kept.read_text(encoding="utf-8"))

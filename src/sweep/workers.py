@@ -69,11 +69,13 @@ def submit_slurm(command: list[str], args: argparse.Namespace, log: Path) -> str
     if not shutil.which("sbatch"):
         raise InputError("--launcher slurm: there is no sbatch on this machine")
     options = {"job-name": args.task_set_name, "partition": args.partition, "gres": args.gres, "time": args.time}
-    if not str(log).isprintable():  # a line break in it would begin an option, or a command
+    if not str(log).isprintable() or "\\" in str(log):  # a line break in it would begin an option, or a command
         raise InputError(f"--launcher slurm: the name of this folder cannot stand in a script: {str(Path.cwd())!r}")
-    lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
+    lines = [f"#SBATCH --{name}={shlex.quote(value)}" for name, value in options.items() if value is not None]
+    pattern = shlex.quote(str(log.parent).replace("%", "%%") + f"/{log.name}")
     lines.append("#SBATCH --requeue" if args.requeue else "#SBATCH --no-requeue")
-    script = SLURM_SCRIPT.format(workers=args.workers, log=log, options="\n".join(lines), command=shlex.join(command))
+    script = SLURM_SCRIPT.format(workers=args.workers, log=pattern, options="\n".join(lines),
+                                 command=shlex.join(command))
     result = subprocess.run(["sbatch", "--parsable"], input=script, capture_output=True, text=True)
     if result.returncode:
         raise InputError(f"--launcher slurm: {' '.join(result.stderr.split())}")

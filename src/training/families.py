@@ -143,13 +143,13 @@ class Family:
         return self.at_targets(model(**inputs, use_cache=False).logits, batch["labels"]), batch["labels"]
 
     def loss(self, outputs, labels: torch.Tensor, num_items_in_batch=None, label_smoothing: float = 0.0):
-        """Mean loss of a target token, over the batches of a step where `num_items_in_batch` counts their tokens.
-
-        Not the model's own: T5's knows no number of tokens, and would grow with the batches and processes of a step.
-        """
+        """Mean loss of a target token, over the batches of a step where `num_items_in_batch` counts their tokens, plus
+        that of routers, if the config asks for it (scores are of tokens alone). Not the model's own: T5's knows no
+        number of tokens, and would grow with the batches and processes of a step."""
         total = cross_entropy(self.at_targets(outputs.logits, labels).flatten(0, 1).float(), labels.flatten(),
                               ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
-        return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+        count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return total / count + _loss_of_routers(self.config, outputs)
 
     def generate(self, model, batch: dict, **settings) -> torch.Tensor:
         """The new tokens alone, (b, at most max_new_tokens)."""
@@ -342,7 +342,11 @@ def choose(name: str, config, tokenizer, generation: GenerationConfig, prefix: s
     Raises:
         InputError: it is no language model of a known kind, or its chat template cannot be used.
     """
-    if type(config) in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+    encoder_decoder = type(config) in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    if getattr(config, "output_router_logits", False) and (encoder_decoder or _router_weight(config) is None):
+        raise InputError(f"--model_name_or_path '{name}': its config.json asks for the loss of its routers "
+                         f"(output_router_logits), which is not computed for {config.model_type}; set it to false")
+    if encoder_decoder:
         for flag, value, unused in (("chat_template", chat_template, ("auto", "none")),
                                     ("system_prompt", system_prompt, (None,))):
             if value not in unused:
@@ -365,6 +369,16 @@ def choose(name: str, config, tokenizer, generation: GenerationConfig, prefix: s
     frame = Frame(prefix, "\n") if template is None else _chat_frame(
         tokenizer, template, {None: None, "none": ""}.get(system_prompt, system_prompt), ends, prefix)
     return DecoderOnly(config, tokenizer, generation, frame)
+
+
+def _router_weight(config) -> float | None:
+    """What the loss of a model's routers is multiplied by."""
+    return getattr(config, "router_aux_loss_coef", getattr(config, "aux_loss_coef", None))
+
+
+def _loss_of_routers(config, outputs) -> torch.Tensor | float:
+    """What a mixture of experts adds to its loss, as the library does; 0 where its config does not ask for it."""
+    return 0.0 if getattr(outputs, "aux_loss", None) is None else _router_weight(config) * outputs.aux_loss
 
 
 def _chat_frame(tokenizer, template: str, system: str | None, ends: Sequence[str], prefix: str) -> Frame:

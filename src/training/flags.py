@@ -275,11 +275,12 @@ def check_numbers(group, bounds: Mapping = BOUNDS) -> None:
 
 
 def check_compilation(backend: str, mode: str | None) -> None:
-    """Raise InputError for a --torch_compile_backend or --torch_compile_mode that torch does not have."""
+    """Raise InputError for a --torch_compile_backend or --torch_compile_mode that is not there."""
     import torch._inductor
+    from accelerate.utils import DynamoBackend
 
     for name, value, allowed in (
-            ("backend", backend, torch.compiler.list_backends(())),
+            ("backend", backend, {each.value.lower() for each in DynamoBackend} & {*torch.compiler.list_backends(())}),
             ("mode", mode or "default", torch._inductor.list_mode_options())):
         if value not in allowed:
             raise InputError(f"--torch_compile_{name} {value}: {did_you_mean(value, allowed)}")

@@ -5,6 +5,7 @@ a LoRA adapter, which names its base model. Code that comes with a model is neve
 """
 
 import contextlib
+import difflib
 import logging
 import re
 import warnings
@@ -24,6 +25,7 @@ from src.training.flags import ModelArguments
 log = logging.getLogger(__name__)
 # Query and value projections by their usual names, for types of models that PEFT has no default for.
 ATTENTION_NAMES = (("q", "v"), ("q_proj", "v_proj"), ("query", "value"))
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the output layer
 
 
@@ -156,14 +158,15 @@ def _named(name: str, part: str) -> Iterator[None]:
         raise
     except Exception as error:
         where = f"--model_name_or_path '{name}'" + ("" if part == name else f": an adapter of '{part}'")
-        reason, hint = str(error).strip().partition("\n")[0] or type(error).__name__, ""
-        what = "no model that can be loaded"
-        if not Path(part).is_dir():
-            what = "neither a folder with a model nor one that the hub gives"
-            parent = Path(part).parent
-            folders = [str(path) for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-            hint = did_you_mean(part, folders, shown=0)
-        raise InputError(f"{where}: {what}: {reason.removesuffix('.')}{hint and '; ' + hint}") from error
+        reason = (str(error).strip().partition("\n")[0] or type(error).__name__).removesuffix(".")
+        if Path(part).is_dir():
+            raise InputError(f"{where}: no model that can be loaded: {reason}") from error
+        missing = Path(part)
+        while not missing.parent.is_dir():
+            missing = missing.parent
+        hint = did_you_mean(str(missing), [path for path in missing.parent.iterdir() if path.is_dir()], shown=0)
+        of_hub = f", and the hub gives no such model: {reason}" if HUB_NAME.fullmatch(part) else ""
+        raise InputError(f"{where}: there is no folder {missing}{of_hub}{hint and '; ' + hint}") from error
 
 
 def _check_weights(name: str, stem: str, old_stem: str) -> None:
@@ -188,9 +191,19 @@ def _freeze_others(args: ModelArguments, model) -> None:
         parameter.requires_grad_(re.search(args.train_only, name) is not None)
         found |= parameter.requires_grad
     if not found:
-        names = [name for name, _ in model.named_parameters()]
-        raise InputError(f"--train_only '{args.train_only}': it is found in no name of the model's parameters; "
-                         f"{did_you_mean(args.train_only, names, shown=4)}")
+        raise InputError(f"--train_only '{args.train_only}': it is found in no name of the model's parameters; nearest "
+                         f"are {', '.join(_nearest(args.train_only, [name for name, _ in model.named_parameters()]))}")
+
+
+def _nearest(wanted: str, names: Sequence[str], count: int = 3) -> list[str]:
+    """The names of parameters in which some parts, as many as `wanted` has, are most like it."""
+    pieces, found = wanted.count(".") + 1, {}
+    for name in names:
+        parts = name.split(".")
+        for start in range(max(1, len(parts) - pieces + 1)):
+            found.setdefault(".".join(parts[start:start + pieces]), name)
+    near = difflib.get_close_matches(re.sub(r"[\\^$]", "", wanted), found, n=len(found), cutoff=0)
+    return list(dict.fromkeys(found[each] for each in near))[:count]
 
 
 # ---- adapters ------------------------------------------------------------------------------------------------------

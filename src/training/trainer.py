@@ -51,19 +51,20 @@ class Collator:
 
     Args:
         model: gives a decoder's inputs from the labels.
-        lengths: (input, target) tokens to pad to, None for the longest of the batch.
-        multiple: pads to a multiple of so many tokens.
+        lengths: (input, target) tokens that no row goes beyond: a model may have positions for no more.
+        multiple: pads to a multiple of so many tokens, or to `lengths` where that is less; None: always to `lengths`.
     """
 
-    def __init__(self, family: Family, model, lengths: tuple[int, int] | None = None, multiple: int = 1):
+    def __init__(self, family: Family, model, lengths: tuple[int, int], multiple: int | None = 1):
         self.family, self.model, self.lengths, self.multiple = family, model, lengths, multiple
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
         """The inputs of the model with their labels; of rows with `choices` these, too, (b, choices, tokens), and the
         position of the right one in `gold` (b,)."""
         prompts, targets = ([row[name] for row in rows] for name in ("input_ids", "labels"))
-        widths = self.lengths or [-(-max(map(len, side)) // self.multiple) * self.multiple
-                                  for side in (prompts, targets)]
+        widths = self.lengths if self.multiple is None else [
+            min(-(-max(map(len, side)) // self.multiple) * self.multiple, length)
+            for side, length in zip((prompts, targets), self.lengths, strict=True)]
         batch = self.family.collate(self.model, prompts, targets, widths)
         if "choices" in rows[0]:
             most = max(len(row["choices"]) for row in rows)
@@ -120,8 +121,8 @@ class Trainer(Seq2SeqTrainer):
                  train_dataset=None, eval_items: dict[str, Sequence[Prepared]] | None = None,
                  keep_predictions: bool = False):
         fixed = data_args.pad_to_max_length and args.torch_compile
-        collator = Collator(family, model, (data_args.max_source_length, data_args.max_target_length) if fixed
-                            else None, multiple=8 if args.fp16 or args.bf16 else 1)
+        collator = Collator(family, model, (data_args.max_source_length, data_args.max_target_length),
+                            None if fixed else 8 if args.fp16 or args.bf16 else 1)
         patience = args.early_stopping_patience
         callbacks = [_Report()] + ([transformers.EarlyStoppingCallback(patience)] if patience else [])
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_items or {},
