@@ -4,6 +4,7 @@ import copy
 import json
 import shlex
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -401,6 +402,14 @@ def test_a_decoder_only_model_goes_on_as_if_never_broken_off(gpt2, extra):
     record = json.loads(next((gpt2.folder / "results/broken/runs").glob("*.json")).read_text())
     assert record["training"]["resumed_from"].endswith("checkpoint-10")
     assert [row["value"] for row in gpt2.rows("broken")] == [row["value"] for row in whole]
+
+
+def test_lora_on_a_layer_of_the_other_shape_warns_of_nothing(gpt2):
+    arguments = ModelArguments("gpt2", train_lora=True, lora_target_modules=["all-linear"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # of PEFT, on GPT-2's layers
+        model = load_model(arguments, "cache", load_family(arguments, "cache"))
+    assert model.peft_config["default"].fan_in_fan_out
 
 
 def test_padding_to_multiples_stays_within_the_positions(gpt2):

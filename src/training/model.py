@@ -216,7 +216,8 @@ def _adapter_config(args: ModelArguments, model, family: Family):
 
     if args.train_lora:
         return peft.LoraConfig(task_type=family.task_type, r=args.lora_rank, lora_alpha=args.lora_alpha,
-                               lora_dropout=args.lora_dropout, target_modules=_lora_targets(args, model))
+                               lora_dropout=args.lora_dropout, target_modules=_lora_targets(args, model),
+                               fan_in_fan_out=any(isinstance(layer, Conv1D) for _, layer in _linear_layers(model)))
     if args.train_prefix:
         return peft.PrefixTuningConfig(task_type=family.task_type, num_virtual_tokens=args.num_virtual_tokens)
     # Some models embed in fewer dimensions than they compute in, which PEFT would take for the width of the vectors.

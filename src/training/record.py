@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -52,7 +53,11 @@ def describe(args: TrainingArguments) -> dict:
 
 
 def set_up_logging(args: TrainingArguments) -> None:
-    """Our log lines to standard output, of the first process only; the libraries' warnings stay as they are."""
+    """Our log lines to standard output, of the first process only; the libraries' warnings stay as they are, but for
+    those between libraries, about names and times that no user has chosen.
+    """
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # by PEFT
+    logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime may not" not in str(record.msg))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("src").setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
     logging.getLogger("file").propagate = False  # for what only the log file should hold
