@@ -106,10 +106,18 @@ def untrained(args) -> int:
 
 
 def estimate(args) -> int:
-    """All subsets from the gradients of a model that was trained on all; and beside the truth."""
-    code = run(["-m", "src.estimate"], ("do_predict",),
-               task_names=args.tasks, save_name=args.save_name, lr_scheduler_type="constant", seed=SEED,
-               min_task_num=1, max_task_num=len(args.tasks), use_cpu=args.device == ["cpu"], **args.places)
+    """All subsets from the gradients of a model that was trained on all; and beside the truth.
+
+    Gradients are of a quarter of the rows, as each costs as much as several of them in a training.
+    """
+    start, steps = f"{args.save_name}-start", SETTINGS["max_steps"]
+    given = {"task_names": args.tasks, "lr_scheduler_type": "constant", "seed": SEED, "disable_tqdm": True,
+             "use_cpu": args.device == ["cpu"], "do_predict": False, **args.places}
+    code = run(["train_multitask.py"], do_train=True, do_eval=True, save_name=start, run_name=start,
+               **given | {"save_strategy": "steps", "save_steps": steps})
+    code = code or run(["-m", "src.estimate"], **given | {
+        "model_name_or_path": f"saved/{start}-s{SEED}/checkpoint-{steps}", "do_train": False, "downsample": 100,
+        "save_name": args.save_name, "min_task_num": 1, "max_task_num": len(args.tasks)})
     return code or subprocess.run(
         [sys.executable, "-m", "src.estimate", "compare", "--save_name", args.save_name, "--results_dir",
          args.results_dir], check=False).returncode
