@@ -37,7 +37,8 @@ PAIRS = list(itertools.combinations(ITEMS, 2))
 
 
 def run(*flags: str) -> None:
-    command.main(["--save_name", "x", "--metric", "exact_match", "--permutations", "39", "--bootstrap", "20", *flags])
+    metric = () if "--metric" in flags else ("--metric", "exact_match")
+    command.main(["--save_name", "x", *metric, "--permutations", "39", "--bootstrap", "20", *flags])
 
 
 @pytest.fixture
