@@ -57,8 +57,9 @@ def loop(truth: Gains, start: list, explore: int, overlap: bool = False) -> tupl
         measured += step.next
 
 
-def plan_from(gains: Gains) -> Plan:
-    return choose.choose(Worth(gains, Process(gains.members, gains.values), WEIGHTS(len(gains.items))))
+def plan_from(gains: Gains, overlap: bool = False) -> Plan:
+    worth = Worth(gains, Process(gains.members, gains.values), WEIGHTS(len(gains.items)))
+    return choose.choose(worth, overlap=overlap)
 
 
 def value(truth: Gains, plan: Plan) -> float:

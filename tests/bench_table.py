@@ -86,6 +86,7 @@ def plans(valid: Gains, test: Gains, pairs: list) -> dict[str, tuple[Plan, set]]
             found[f"loop from {name}, --explore {explore}"] = loop(valid, list(subsets), explore)
     found["plan from everything"] = plan_from(valid), every
     found["best possible on test"] = plan_from(test), every
+    found["the same with --overlap"] = plan_from(test, overlap=True), every
     return found
 
 
