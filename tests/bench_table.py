@@ -149,9 +149,13 @@ def print_equal_passes(folder: Path) -> None:
         steps = alone["steps"].iloc[0]
         share = round(together["steps"].iloc[0] / steps)
         rows = together[size == share]
-        gains = 1 - rows["value"] / rows["item"].map(alone["value"])
-        print(f"  subsets of {share} over alone at equal passes ({steps:.0f} steps): {100 * gains.mean():+.2f} %, "
-              f"{(gains > 0).mean():.0%} of {len(gains)} gains are above 0")
+        rows = rows.assign(gain=100 * (1 - rows["value"] / rows["item"].map(alone["value"])))
+        print(f"\nsubsets of {share} over alone at equal passes ({steps:.0f} steps), test: {rows['gain'].mean():+.2f} "
+              f"%, {(rows['gain'] > 0).mean():.0%} of {len(rows)} gains are above 0")
+        for item, of_item in rows.groupby("item"):
+            print(f"  {item:18s} " + ", ".join(
+                f"{gain:+.1f} with {' '.join(sorted({*names.split()} - {item}))}"
+                for gain, names in zip(of_item["gain"], of_item["trained_on"], strict=True)))
 
 
 def print_structure(T: np.ndarray, items: tuple[str, ...]) -> None:

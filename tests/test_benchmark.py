@@ -75,7 +75,7 @@ def test_what_a_table_says(scratch, capsys):
         assert " ".join(gains[name]).endswith(planted), said  # 4 of 5 items gain 10 % each
         assert float(gains[name][0]) == pytest.approx(8, abs=0.1) == float(gains[name][1])
     assert float(gains["all"][0]) == pytest.approx(-8, abs=0.1)  # four items 10 - 15 %, xsum - 20 %
-    assert "subsets of 2 over alone at equal passes (30 steps): -2.0" in said  # 4 of 20 gain 10 %, 16 lose 5 %
+    assert "subsets of 2 over alone at equal passes (30 steps), test: -2.0" in said  # 4 of 20 gain 10 %, 16 lose 5 %
     assert "adjusted Rand index +1.00" in said
 
 
