@@ -126,6 +126,11 @@ def print_predictors(valid: Gains, test: Gains, others: list[Gains], T: np.ndarr
     for name, guess in found.items():
         by_item = np.mean([spearmanr(guess[new[:, i], i], truth[new[:, i], i]).statistic for i in range(n)])
         print(f"  {name:45s} {by_item:+.2f}   {spearmanr(np.nanmean(guess, 1), np.nanmean(truth, 1)).statistic:+.2f}")
+    several = [members for members in every if members.sum() > 1]
+    by_split = [np.array([g.of(members) for members in several]) for g in (valid, test)]
+    print("  validation beside test, all subsets of two and more: " + ", ".join(
+        f"{item} {spearmanr(*(gains[~np.isnan(gains[:, i]), i] for gains in by_split)).statistic:+.2f}"
+        for i, item in enumerate(valid.items)))
     both = [np.array([g.of(members) for members in every if members.sum() == 2]) for g in (test, *others)]
     for number, other in enumerate(both[1:], 2):
         known = ~np.isnan(both[0]) & ~np.isnan(other)
