@@ -105,7 +105,7 @@ def test_flags_exist():
     known |= {f"--{name}" for name in SHORT}
     known |= {"--target_task_group", "--dataset", "--num_tasks"}
     elsewhere = {"--help", "--help_all", "--rows", "--nproc_per_node", "--seeds", "--control", "--tasks", "--steps",
-                 "--rounds", "--padded"}  # of src.tasks, torchrun and the benches
+                 "--rounds", "--padded", "--task", "--model_type"}  # of src.tasks, torchrun and the benches
     for flag in set(re.findall(r"--[a-z_]+\d*", DOCUMENTS)) - elsewhere:
         assert flag in known or translate_old_flags([flag, "0"]) != [flag, "0"], flag
 
