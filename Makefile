@@ -89,6 +89,8 @@ bench: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_clustering
 	@echo "== plans: predictor, honest intervals, speed"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_plan
+	@echo "== what plans and clusters are worth where every subset was trained"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_table
 	@echo "== the page of 100 items and 5,000 runs"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_report
 	@echo "== what a sweep costs per subset beside the training"
