@@ -261,7 +261,7 @@ def oriented(scores, metric: Sequence[str] | None, main_metrics: Callable[[list[
     scores = scores[scores["metric"] == scores["item"].map(wanted)]
     for item in items:
         if item not in set(scores["item"]):
-            raise InputError(f"no {wanted[item]} of '{item}' in these results; --metric {item}=METRIC names another one")
+            raise InputError(f"no {wanted[item]} of '{item}' in these results; --metric {item}=METRIC names another")
     broken = scores[~np.isfinite(scores["value"])]
     if len(broken):
         row = broken.iloc[0]

@@ -497,7 +497,7 @@ def test_no_item_is_dropped_for_want_of_its_metric():
     """Where one item's metric is named, the others keep theirs, or that is an error."""
     scores = pd.DataFrame([{"item": item, "metric": metric, "value": 1.0} for item, metric in (
         ("a", "loss"), ("b", "loss"), ("b", "exact_match"))])
-    with pytest.raises(InputError, match="no rougeL of 'b' in these results; --metric b=METRIC names another one"):
+    with pytest.raises(InputError, match="no rougeL of 'b' in these results; --metric b=METRIC names another"):
         choose_metrics(scores, ["a=loss"], lambda items: dict.fromkeys(items, "rougeL"), [], [])
     assert set(choose_metrics(scores, ["a=loss", "b=exact_match"], None, [], [])["item"]) == {"a", "b"}
 

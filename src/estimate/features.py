@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from src.cli import InputError
-from src.estimate.gradients import Gradients, Projection, fingerprint, margin_of, rows_at_once
+from src.estimate.gradients import CHOICES, Gradients, Projection, fingerprint, margin_of, rows_at_once
 from src.files import locked, write_whole
 from src.identity import short_hash
 from src.training.experiment import Data, Experiment
@@ -68,7 +68,8 @@ class Collection:
     def __init__(self, experiment: Experiment, model, data: Data, dim: int):
         self.args, self.dim = experiment.training, dim
         self.folder = Path(experiment.data.cache_dir) / "gradients"
-        self.room = self.args.per_device_train_batch_size * experiment.data.max_source_length  # tokens
+        self.room = self.args.per_device_train_batch_size * (
+            experiment.data.max_source_length + experiment.data.max_target_length)  # tokens
         self.data, self.gradients, self.at_once = data, Gradients(model, experiment.family), rows_at_once(model)
         self.parts = [
             Part(role, item, entry, sorted(entry.dataset.remove_columns("references").to_list(),
@@ -104,8 +105,10 @@ class Collection:
         return found, costs | {"flops": 6 * tokens * parameters}  # as the trainer counts
 
     def _batch_size(self, part: Part) -> int:
-        """As many rows, of which the first is the longest, as take no more room than a training batch of long ones."""
-        return max(1, min(self.at_once, self.room // len(part.rows[0]["input_ids"])))
+        """As many rows as take no more room than a training batch of long ones; each answer choice is read alone."""
+        longest = max(sum(len(row["input_ids"]) + len(target) for target in (
+            row["choices"] if part.margin == CHOICES else [row["labels"]])) for row in part.rows)
+        return max(1, min(self.at_once, self.room // longest))
 
     def _sample(self) -> Iterator[tuple[list[dict], str]]:
         """Batches of training rows of all items, as many of each as of any other."""

@@ -133,7 +133,8 @@ def details(rivals: list[Rival], gains: Gains, how: list[str], passes: dict[str,
 def draw(path: Path, plan: dict) -> None:
     """plan.png: the gains of a plan.json."""
     figure = bars(plan, by_gain(plan))
-    figure.suptitle(f"Gain of each item, by what serves it ({len(plan['served_by'])} items)", fontsize=11)
+    figure.axes[0].set_title(f"Gain of each item, by what serves it ({len(plan['served_by'])} items)", fontsize=10,
+                             loc="left")
     figure.savefig(path, dpi=150)
 
 
