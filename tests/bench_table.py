@@ -134,6 +134,8 @@ def print_predictors(valid: Gains, test: Gains, others: list[Gains], T: np.ndarr
     both = [np.array([g.of(members) for members in every if members.sum() == 2]) for g in (test, *others)]
     for number, other in enumerate(both[1:], 2):
         known = ~np.isnan(both[0]) & ~np.isnan(other)
+        if known.sum() < n * (n - 1):  # not all pairs under that seed
+            continue
         by_item = [spearmanr(both[0][known[:, i], i], other[known[:, i], i]).statistic for i in range(n)]
         print(f"  ceiling: pairs, first and {number}. seed{'':21s} {np.mean(by_item):+.2f}   "
               f"{spearmanr(np.nanmean(both[0], 1), np.nanmean(other, 1)).statistic:+.2f}")
