@@ -11,6 +11,7 @@ import difflib
 import errno
 import os
 import re
+import shlex
 import signal
 import sys
 import textwrap
@@ -179,7 +180,8 @@ def add_results_flags(parser: argparse._ActionsContainer, *names: str, **changes
 
 def results_flags(save_name: str, results_dir: str) -> str:
     """The flags by which another command finds the same results."""
-    return f"--save_name {save_name}" + ("" if results_dir == "results" else f" --results_dir {results_dir}")
+    places = [] if results_dir == "results" else ["--results_dir", results_dir]
+    return shlex.join(["--save_name", save_name, *places])
 
 
 def say_page(args: argparse.Namespace) -> None:

@@ -226,7 +226,7 @@ def own_metrics(scores, items: list[str], main_metrics: Callable[[list[str]], di
                   for item, main in (main_metrics(several) if several else {}).items()}
 
 
-def losses(scores, items: list[str]) -> dict[str, str]:
+def loss_metrics(scores, items: list[str]) -> dict[str, str]:
     """Of each item the metric that is its loss: choice_loss where answer choices were scored."""
     by_choice = set(scores.loc[scores["metric"] == "choice_loss", "item"])
     return {item: "choice_loss" if item in by_choice else "loss" for item in items}

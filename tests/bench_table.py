@@ -6,6 +6,7 @@ are worth is read off the test scores: of the same trainings, and of those under
 
 import argparse
 import itertools
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ from sklearn.metrics import adjusted_rand_score
 from src.cli import InputError, run_as_script
 from src.cluster import evidence, sdp
 from src.files import read_json
-from src.gains import Gains, choose_metrics, read_gains
+from src.gains import Gains, read_gains
 from src.plan.choose import Plan, every_subset, partition
 from src.plan.predict import Process
-from src.scores import read_scores, results_file
+from src.scores import loss_metrics, oriented, read_scores, results_file
 from src.subsets import start_set
 from tests.bench_plan import (
     by_pair_means,
@@ -39,18 +40,10 @@ KINDS = {"sst2": "sentiment", "yelp_review_full": "sentiment", "mnli": "inferenc
 PERMUTATIONS = 999
 
 
-def own_losses(rows):
-    """Of each item the rows of its choice_loss, of free text of its loss."""
-    losses = rows[rows["metric"].isin(["choice_loss", "loss"])]
-    return losses[losses["metric"] == losses.groupby("item")["metric"].transform("min")]
-
-
 def table(folder: Path, split: str, seed: str) -> Gains:
     """Relative gains over alone under one seed."""
-    losses = own_losses(read_scores(folder, split, statuses=("completed", "imported"),
-                                    keep_seed=lambda each: each == seed))
-    words = [f"{row.item}={row.metric}" for row in losses.drop_duplicates("item").itertuples()]
-    return read_gains(choose_metrics(losses, words, lambda items: {}, [], []), "relative")
+    scores = read_scores(folder, split, statuses=("completed", "imported"), keep_seed=lambda each: each == seed)
+    return read_gains(oriented(scores, None, partial(loss_metrics, scores)), "relative")
 
 
 def seeds_of(folder: Path) -> list[str]:
@@ -145,14 +138,15 @@ def print_equal_passes(folder: Path) -> None:
     """Gains over alone of subsets whose items got as many passes over their rows as alone: trained for fewer steps."""
     import pandas as pd
 
-    def losses(of: Path):
+    def read_losses(of: Path):
         runs = pd.read_csv(results_file(of))
-        return own_losses(runs[runs["split"] == "test"])
+        runs = runs[runs["split"] == "test"]
+        return runs[runs["metric"] == runs["item"].map(loss_metrics(runs, list(runs["item"])))]
 
-    together = losses(folder)
+    together = read_losses(folder)
     size = together["trained_on"].str.split().str.len()
     for short in sorted(folder.parent.glob(f"{folder.name}-alone-*/")):
-        alone = losses(short).set_index("item")
+        alone = read_losses(short).set_index("item")
         steps = alone["steps"].iloc[0]
         share = round(together["steps"].iloc[0] / steps)
         rows = together[size == share]

@@ -13,7 +13,7 @@ from src.files import read_json, write_whole
 from src.metrics import LOWER_IS_BETTER
 from src.names import check_name
 from src.results import MEASURED
-from src.scores import losses, oriented, read_scores
+from src.scores import loss_metrics, oriented, read_scores
 
 SUFFIX = "_estimated"  # of the name of a sweep: its estimates
 MANY = 1000  # subsets to which the share of the cost is extrapolated
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
                Path(args.results_dir) / args.save_name]
     found = (read_scores(folders[0], statuses=("estimated",)),
              read_scores(folders[1], config_hash=args.config_hash, statuses=MEASURED, content_hash=args.content_hash))
-    guess, true = (oriented(scores, args.metric, partial(losses, found[0])) for scores in found)
+    guess, true = (oriented(scores, args.metric, partial(loss_metrics, found[0])) for scores in found)
     metric = ", ".join(args.metric or ["loss"])
     records = _records(folders[0])
     keys = ["trained_on", "item"]

@@ -227,4 +227,4 @@ def commands(facts: Facts) -> list[str]:
         found.append(words if words[0] == "python" else ["python", *words])
     found += [facts.findings[name]["command"] for name in ("clusters", "plan")
               if facts.findings.get(name, {}).get("command")]
-    return [in_lines(words) for words in (*found, ["python", "-m", "src.report", "--save_name", facts.name])]
+    return [in_lines(words) for words in (*found, ["python", "-m", "src.report", *shlex.split(facts.flags)])]

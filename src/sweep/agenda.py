@@ -223,7 +223,7 @@ class Agenda:
 
 def _most_relevant(space: Space, args: argparse.Namespace) -> list[Subset]:
     """The subsets of `space` that matter most by the estimates of --from_estimate, --num_samples of them."""
-    from src.scores import losses, oriented, rank_subsets, read_scores  # numpy, which --help does not need
+    from src.scores import loss_metrics, oriented, rank_subsets, read_scores  # numpy, which --help does not need
 
     folder = Path(args.results_dir) / args.from_estimate
     if not (folder / "runs.csv").exists():
@@ -237,7 +237,7 @@ def _most_relevant(space: Space, args: argparse.Namespace) -> list[Subset]:
                 f"--from_estimate {args.from_estimate}: these estimates were not calibrated on true trainings, so "
                 "true scores cannot stand beside them; give another --save_name, and calibrate on what it holds")
     scores = read_scores(folder, statuses=("estimated",))
-    estimates = oriented(scores, None, partial(losses, scores))
+    estimates = oriented(scores, None, partial(loss_metrics, scores))
     ranked = rank_subsets(estimates, args.rank_by)
     found = [members for members in (subset(line.split()) for line in ranked) if members in space]
     if not found:
